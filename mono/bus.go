@@ -1,0 +1,266 @@
+package mono
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"sync/atomic"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// An EventBus publishes messages. All methods are safe for concurrent use; the
+// message, its data and its header are not changed and may be used again when a
+// method has returned (for PublishStreamAsync: when its future is done).
+//
+// Errors of every method: [ErrInvalidSubject], [ErrInvalidHeader],
+// [ErrPayloadTooLarge], [ErrNotStarted], those of nats.go such as
+// nats.ErrConnectionClosed, and the context's.
+type EventBus interface {
+	// Publish sends msg over core NATS to whoever listens now. Nil means handed
+	// to the connection; a message for nobody is gone.
+	//
+	// If a stream stores msg's subject, Publish is PublishStream without the
+	// acknowledgement's details: a stream loses core messages without an error
+	// when it is under load. That is known for the events declared in this App,
+	// as of its start.
+	Publish(ctx context.Context, msg *Msg) error
+
+	// PublishStream stores msg in the stream that has its subject, and returns
+	// when the server has acknowledged that. Without a deadline in ctx it waits
+	// up to 5 s, also for a lost connection to come back.
+	//
+	// A Nats-Msg-Id header makes the server drop a second message with the same
+	// value, by default for 2 min: set it to publish again safely after an error
+	// that leaves open whether the message is stored, such as
+	// context.DeadlineExceeded.
+	//
+	// Further errors: [ErrNoStream], [ErrStoreFull], and jetstream.APIError for
+	// what else the server refuses.
+	PublishStream(ctx context.Context, msg *Msg) (*PubAck, error)
+
+	// PublishStreamAsync sends msg like PublishStream and returns without
+	// waiting for the acknowledgement. At most [WithPublishWindow] of them wait
+	// at a time; beyond that the call blocks until there is room or ctx ends.
+	// The future tells the outcome; failures are logged too, in case nobody
+	// asks.
+	PublishStreamAsync(ctx context.Context, msg *Msg) (*PubAckFuture, error)
+}
+
+// A PubAck is the server's word that a message is stored.
+type PubAck struct{ ack jetstream.PubAck }
+
+// Stream returns the name of the stream that stored the message.
+func (a *PubAck) Stream() string { return a.ack.Stream }
+
+// Sequence returns the message's sequence in that stream.
+func (a *PubAck) Sequence() uint64 { return a.ack.Sequence }
+
+// Duplicate reports that a message with the same Nats-Msg-Id was stored before,
+// and this one dropped. Sequence is then that of the first.
+func (a *PubAck) Duplicate() bool { return a.ack.Duplicate }
+
+// bus is the EventBus of an App. It outlives starts and stops: modules keep it.
+type bus struct {
+	run     atomic.Pointer[run] // nil while there is no connection
+	publish PublishFunc         // nil without middleware
+}
+
+// A publishCall carries one publish through the middleware.
+type publishCall struct {
+	mode   publishMode
+	ack    *PubAck
+	future *PubAckFuture
+}
+
+type publishMode uint8
+
+const (
+	publishCore publishMode = iota
+	publishStream
+	publishAsync
+)
+
+type publishCallKey struct{}
+
+func newBus(mw []Middleware) *bus {
+	b := &bus{}
+	b.publish = chainPublish(mw, func(ctx context.Context, msg *Msg) error {
+		call, _ := ctx.Value(publishCallKey{}).(*publishCall)
+		if call == nil {
+			return fmt.Errorf("%w: publish middleware must pass on a context made from the one it got", ErrInvalidConfig)
+		}
+		return b.send(ctx, msg, call)
+	})
+	return b
+}
+
+func (b *bus) Publish(ctx context.Context, msg *Msg) error {
+	if b.publish != nil {
+		return b.through(ctx, msg, &publishCall{mode: publishCore})
+	}
+	r, nm, err := b.prepare(ctx, msg)
+	if err != nil {
+		return err
+	}
+	return r.publishCore(ctx, nm)
+}
+
+func (b *bus) PublishStream(ctx context.Context, msg *Msg) (*PubAck, error) {
+	if b.publish != nil {
+		call := &publishCall{mode: publishStream}
+		err := b.through(ctx, msg, call)
+		return call.ack, err
+	}
+	r, nm, err := b.prepare(ctx, msg)
+	if err != nil {
+		return nil, err
+	}
+	return r.publishStream(ctx, nm)
+}
+
+func (b *bus) PublishStreamAsync(ctx context.Context, msg *Msg) (*PubAckFuture, error) {
+	if b.publish != nil {
+		call := &publishCall{mode: publishAsync}
+		err := b.through(ctx, msg, call)
+		return call.future, err
+	}
+	r, nm, err := b.prepare(ctx, msg)
+	if err != nil {
+		return nil, err
+	}
+	return r.async.publish(ctx, nm)
+}
+
+// through sends a copy of msg through the middleware, which may change it.
+func (b *bus) through(ctx context.Context, msg *Msg, call *publishCall) (err error) {
+	if msg == nil {
+		return errNilMsg
+	}
+	defer recoverPanic(&err)
+	c := &Msg{Subject: msg.Subject, Data: msg.Data, Header: cloneHeader(msg.Header), ctx: msg.ctx}
+	return b.publish(context.WithValue(ctx, publishCallKey{}, call), c)
+}
+
+func (b *bus) send(ctx context.Context, msg *Msg, call *publishCall) error {
+	r, nm, err := b.prepare(ctx, msg)
+	if err != nil {
+		return err
+	}
+	switch call.mode {
+	case publishCore:
+		return r.publishCore(ctx, nm)
+	case publishStream:
+		call.ack, err = r.publishStream(ctx, nm)
+	case publishAsync:
+		call.future, err = r.async.publish(ctx, nm)
+	}
+	return err
+}
+
+var errNilMsg = fmt.Errorf("publish: %w: message is nil", ErrInvalidConfig)
+
+func (b *bus) prepare(ctx context.Context, msg *Msg) (*run, *nats.Msg, error) {
+	if msg == nil {
+		return nil, nil, errNilMsg
+	}
+	if err := checkSubject(msg.Subject); err != nil {
+		return nil, nil, fmt.Errorf("publish: %w", err)
+	}
+	if len(msg.Header) > 0 {
+		if err := checkHeader(msg.Header); err != nil {
+			return nil, nil, fmt.Errorf("publish on %q: %w", msg.Subject, err)
+		}
+	}
+	r := b.run.Load()
+	if r == nil {
+		return nil, nil, fmt.Errorf("publish on %q: %w", msg.Subject, ErrNotStarted)
+	}
+	if ctx.Err() != nil {
+		return nil, nil, fmt.Errorf("publish on %q: %w", msg.Subject, context.Cause(ctx))
+	}
+	nm := &nats.Msg{Subject: msg.Subject, Data: msg.Data}
+	if len(msg.Header) > 0 {
+		nm.Header = msg.Header
+	}
+	return r, nm, nil
+}
+
+func (r *run) publishCore(ctx context.Context, nm *nats.Msg) error {
+	if r.storesSubject(nm.Subject) {
+		_, err := r.publishStream(ctx, nm)
+		return err
+	}
+	if err := r.nc.PublishMsg(nm); err != nil {
+		return r.publishError(nm, err)
+	}
+	return nil
+}
+
+func (r *run) publishStream(ctx context.Context, nm *nats.Msg) (*PubAck, error) {
+	ack, err := r.js.PublishMsg(ctx, nm)
+	if err != nil {
+		return nil, r.publishError(nm, err)
+	}
+	return &PubAck{*ack}, nil
+}
+
+// publishError says what was refused, where, and what to do about it.
+func (r *run) publishError(nm *nats.Msg, err error) error {
+	what := fmt.Sprintf("publish %d bytes on %q", len(nm.Data), nm.Subject)
+	switch {
+	case errors.Is(err, nats.ErrMaxPayload):
+		return fmt.Errorf("%s: %w: the server takes at most %d bytes with headers; send less, put large data into an object store, or raise max_payload: %w",
+			what, ErrPayloadTooLarge, r.nc.MaxPayload(), err)
+	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, nats.ErrNoResponders):
+		return fmt.Errorf("%s: %w: register a stream consumer for the event, or create a stream with this subject: %w",
+			what, ErrNoStream, jetstream.ErrNoStreamResponse)
+	}
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
+		return fmt.Errorf("%s: %w", what, refusal(api))
+	}
+	if errors.Is(err, context.DeadlineExceeded) && !r.nc.IsConnected() {
+		return fmt.Errorf("%s: %w; the client is reconnecting: %w", what, ErrDisconnected, err)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// Error codes of the server that jetstream has no names for.
+const (
+	codeInsufficientResources  = 10023
+	codeMemoryExceeded         = 10028
+	codeStorageExceeded        = 10047
+	codeTemporarilyUnavailable = 10008
+	codeMsgTooLarge            = 10054
+	codeStreamNameExists       = 10058
+	codeSubjectsOverlap        = 10065
+	codeStreamStoreFailed      = 10077
+)
+
+// refusal adds to the server's answer what it means for the user.
+func refusal(api *jetstream.APIError) error {
+	switch api.ErrorCode {
+	case codeMsgTooLarge:
+		return fmt.Errorf("%w: raise the stream's MaxMsgSize or send less: %w", ErrPayloadTooLarge, api)
+	case codeStreamStoreFailed:
+		return fmt.Errorf("%w: the stream has reached MaxBytes, MaxMsgs or a limit of its account; "+
+			"let its consumers catch up, raise the limit, or let old messages go by MaxAge: %w", ErrStoreFull, api)
+	case codeInsufficientResources, codeMemoryExceeded, codeStorageExceeded:
+		return fmt.Errorf("%w: the server's store has no room left; "+
+			"lower MaxBytes of the streams, which is reserved for each, or give the server more: %w", ErrStoreFull, api)
+	}
+	return api
+}
+
+func cloneHeader(h Header) Header {
+	c := maps.Clone(h)
+	for k, v := range c {
+		c[k] = append([]string(nil), v...)
+	}
+	if c == nil {
+		c = make(Header)
+	}
+	return c
+}

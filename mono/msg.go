@@ -1,0 +1,150 @@
+package mono
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Types borrowed from nats.go, so that no field can go missing.
+type (
+	// Header holds a message's headers.
+	Header = nats.Header
+
+	// Metadata is what JetStream knows about a delivery.
+	Metadata = jetstream.MsgMetadata
+
+	// StreamConfig configures a stream.
+	StreamConfig = jetstream.StreamConfig
+
+	// ConsumerConfig configures a durable consumer.
+	ConsumerConfig = jetstream.ConsumerConfig
+)
+
+// Values of StreamConfig.Retention and StreamConfig.Storage.
+const (
+	LimitsPolicy    = jetstream.LimitsPolicy
+	InterestPolicy  = jetstream.InterestPolicy
+	WorkQueuePolicy = jetstream.WorkQueuePolicy
+
+	FileStorage   = jetstream.FileStorage
+	MemoryStorage = jetstream.MemoryStorage
+)
+
+// A Msg is a message to publish, or one that was delivered to a handler.
+//
+// Each delivery of a durable consumer is settled once, by [Msg.Ack],
+// [Msg.Nak], [Msg.NakWithDelay], [Msg.Term], [Msg.TermWithReason] or
+// [Msg.Fail]; a later one returns [ErrAlreadySettled]. The methods return
+// [ErrNotDurable] for a message of a core consumer and for one that was never
+// delivered. When one fails for another reason, such as a closed connection,
+// the message is unsettled still and the server delivers it again after the
+// consumer's AckWait.
+//
+// The settling methods and Context are safe for concurrent use. The fields
+// belong to whoever holds the message.
+type Msg struct {
+	Subject string
+	Data    []byte
+	Header  Header
+
+	ctx      context.Context //nolint:containedctx // the delivery's own context, as http.Request has one
+	reply    string          // where settlements go
+	consumer *streamConsumer // nil unless delivered by a durable consumer
+	meta     Metadata
+	touched  time.Time // when the server last heard of it; guarded by the puller's mu
+	state    atomic.Uint32
+}
+
+const (
+	stateOpen uint32 = iota
+	stateSettling
+	stateSettled
+)
+
+// Context returns the context of this delivery: the handler's. It ends when
+// Stop runs out of time. For a message that was not delivered it is
+// context.Background.
+func (m *Msg) Context() context.Context {
+	if m.ctx == nil {
+		return context.Background()
+	}
+	return m.ctx
+}
+
+// Metadata returns the stream, consumer, sequences, number of deliveries and
+// store time of a delivery of a durable consumer, as the server wrote them on
+// it. NumPending is as of the delivery. It is the zero value for any other
+// message.
+func (m *Msg) Metadata() Metadata { return m.meta }
+
+// Ack says that the message is done with. It is sent at once and not waited
+// for.
+func (m *Msg) Ack() error { return m.settle(settlement{kind: settleAck}) }
+
+// Nak asks for another delivery: at once after the first delivery, and after
+// the delay of the consumer's [RetryPolicy] from the second on, so that a
+// short outage does not use up every attempt. On the last attempt the message
+// is dead-lettered.
+func (m *Msg) Nak() error { return m.settle(settlement{kind: settleNak}) }
+
+// NakWithDelay asks for another delivery after d. On the last attempt the
+// message is dead-lettered.
+func (m *Msg) NakWithDelay(d time.Duration) error {
+	return m.settle(settlement{kind: settleNakDelay, delay: max(d, 0)})
+}
+
+// Term gives up on the message: it is dead-lettered and not delivered again.
+func (m *Msg) Term() error {
+	return m.settle(settlement{kind: settleTerm, reason: reasonTerminated})
+}
+
+// TermWithReason is [Msg.Term] with a reason for whoever looks at the dead
+// letter. Control characters become spaces and the reason is cut at 512 bytes.
+func (m *Msg) TermWithReason(reason string) error {
+	return m.settle(settlement{kind: settleTerm, reason: reasonTerminated, text: reason})
+}
+
+// Fail settles this message alone as if the handler had returned err for it:
+// [Permanent] and [DecodeError] dead-letter it, [RetryAfter] and every other
+// error nak it with the asked or the policy's delay, and the last attempt
+// dead-letters it. A batch handler uses it to report one failure among
+// successes. A nil err is an ack.
+func (m *Msg) Fail(err error) error {
+	if err == nil {
+		return m.Ack()
+	}
+	return m.settle(settlement{kind: settleError, err: err})
+}
+
+// InProgress tells the server that the message is still being worked on, which
+// starts its AckWait anew. While a handler runs this happens by itself; it is
+// for messages that are settled after their handler has returned.
+func (m *Msg) InProgress() error {
+	switch {
+	case m.consumer == nil:
+		return ErrNotDurable
+	case m.state.Load() != stateOpen:
+		return ErrAlreadySettled
+	}
+	return m.consumer.inProgress(m)
+}
+
+func (m *Msg) settle(s settlement) error {
+	if m.consumer == nil {
+		return ErrNotDurable
+	}
+	if !m.state.CompareAndSwap(stateOpen, stateSettling) {
+		return fmt.Errorf("message %d of stream %q: %w", m.meta.Sequence.Stream, m.meta.Stream, ErrAlreadySettled)
+	}
+	if err := m.consumer.settle(m, s); err != nil {
+		m.state.Store(stateOpen)
+		return fmt.Errorf("settle message %d of stream %q: %w", m.meta.Sequence.Stream, m.meta.Stream, err)
+	}
+	m.state.Store(stateSettled)
+	return nil
+}

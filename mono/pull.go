@@ -1,0 +1,370 @@
+package mono
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// A puller asks the server for a durable consumer's messages, never for more
+// than there is room for, and keeps alive the leases of those that are here.
+//
+// nats.go's Consume cannot do that: it buffers messages where nobody sees them
+// while their AckWait runs out, so that a handler that is slow, but not wrong,
+// gets its messages twice.
+//
+// All messages of all pull requests arrive in receive, on one goroutine of
+// nats.go. The puller's own goroutine, run, looks after leases, lost requests
+// and a consumer that is gone.
+type puller struct {
+	c        *streamConsumer
+	capacity int    // most messages asked for and held at a time
+	subject  string // pull requests are published here
+	inbox    string // and answered here
+
+	expires   time.Duration // a request's life at the server
+	heartbeat time.Duration // how often the server says that it knows the request
+
+	sub     *nats.Subscription
+	drained chan struct{} // closed when receive has seen its last message
+	stopRun chan struct{}
+	runDone chan struct{}
+	gone    chan struct{} // the server says that the consumer does not exist
+	retry   chan struct{} // a request was refused; ask again later
+
+	activity atomic.Uint64 // counts what the server sent, for the watchdog
+	missing  atomic.Bool   // consumer is being recreated
+	stopping atomic.Bool
+
+	mu          sync.Mutex
+	outstanding int             // asked for and not here yet
+	held        map[uint64]*Msg // here, until their handler has returned; by stream sequence
+}
+
+// pullAhead is how many times the messages in work are asked for in advance, so
+// that a worker finds its next batch waiting. Kept messages cost leases here
+// and are missed by other instances, so it is small.
+const pullAhead = 2
+
+const (
+	minCapacity  = 32
+	maxHeartbeat = 5 * time.Second
+)
+
+func (p *puller) init(c *streamConsumer) {
+	p.c = c
+	p.capacity = max(minCapacity, pullAhead*c.cfg.Concurrency*c.cfg.Fetch.BatchSize)
+	p.expires = c.cfg.Fetch.IdleTimeout
+	if limit := c.server.MaxRequestExpires; limit > 0 {
+		p.expires = min(p.expires, limit)
+	}
+	p.heartbeat = min(p.expires/2, maxHeartbeat)
+	p.drained = make(chan struct{})
+	p.stopRun = make(chan struct{})
+	p.runDone = make(chan struct{})
+	p.gone = make(chan struct{}, 1)
+	p.retry = make(chan struct{}, 1)
+	p.held = make(map[uint64]*Msg, p.capacity)
+}
+
+func (p *puller) start() error {
+	nc := p.c.rt.nc
+	p.subject = "$JS.API.CONSUMER.MSG.NEXT." + p.c.info.Stream + "." + p.c.info.Durable
+	p.inbox = nc.NewInbox()
+	sub, err := nc.Subscribe(p.inbox, p.receive)
+	if err != nil {
+		return err
+	}
+	// What is in flight is bounded by capacity; nats.go's own limit in bytes
+	// would drop large messages.
+	if err := sub.SetPendingLimits(-1, -1); err != nil {
+		return errors.Join(err, sub.Unsubscribe())
+	}
+	sub.SetClosedHandler(func(string) { close(p.drained) })
+	p.sub = sub
+	p.pull()
+	go p.run()
+	return nil
+}
+
+// receive takes what the server sends: messages and notices about requests.
+func (p *puller) receive(nm *nats.Msg) {
+	p.activity.Add(1)
+	if len(nm.Data) == 0 && nm.Header != nil {
+		if status := nm.Header.Get("Status"); status != "" {
+			p.notice(status, nm.Header)
+			return
+		}
+	}
+	m, ok := p.c.toMsg(nm)
+	if !ok {
+		return // not from JetStream: somebody guessed the inbox
+	}
+	seq := m.meta.Sequence.Stream
+	m.touched = time.Now()
+	p.mu.Lock()
+	p.outstanding = max(p.outstanding-1, 0)
+	if _, dup := p.held[seq]; dup {
+		// The lease ended while the message is still in work here, because the
+		// connection or this process was stopped for a while. The settlement of
+		// the first delivery counts for this one too.
+		p.mu.Unlock()
+		p.pull()
+		return
+	}
+	p.held[seq] = m
+	p.mu.Unlock()
+	select {
+	case p.c.queue <- m:
+	case <-p.c.work.Done():
+		p.c.finish(m, settlement{kind: settleError, err: ErrStopped})
+		p.release([]*Msg{m})
+	}
+}
+
+// notice handles a status message, which ends a pull request or keeps it alive.
+func (p *puller) notice(status string, h Header) {
+	const (
+		heartbeat    = "100"
+		badRequest   = "400"
+		notFound     = "404"
+		timeout      = "408"
+		conflict     = "409"
+		noResponders = "503"
+	)
+	if status == heartbeat {
+		return
+	}
+	// The server says how much of the request it did not fill. Where it does
+	// not, nothing is known about any request: start afresh.
+	left, err := strconv.Atoi(h.Get("Nats-Pending-Messages"))
+	if err != nil {
+		left = p.capacity
+	}
+	p.mu.Lock()
+	p.outstanding = max(p.outstanding-left, 0)
+	p.mu.Unlock()
+
+	switch status {
+	case timeout, notFound:
+		p.pull()
+	case noResponders:
+		notify(p.gone)
+	case conflict:
+		if h.Get("Description") == "Consumer Deleted" {
+			notify(p.gone)
+			return
+		}
+		notify(p.retry)
+	case badRequest:
+		p.c.report(slog.LevelWarn, "pull request refused", nil, fmt.Errorf("%s %s", status, h.Get("Description")))
+		notify(p.retry)
+	default:
+		notify(p.retry)
+	}
+}
+
+func notify(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default: // already signalled
+	}
+}
+
+// pull asks for as many messages as there is room for, once that is half of the
+// capacity.
+func (p *puller) pull() {
+	if p.stopping.Load() || p.missing.Load() {
+		return
+	}
+	p.mu.Lock()
+	room := p.capacity - p.outstanding - len(p.held)
+	if room < (p.capacity+1)/2 {
+		p.mu.Unlock()
+		return
+	}
+	p.outstanding += room
+	p.mu.Unlock()
+	for room > 0 {
+		n := room
+		if limit := p.c.server.MaxRequestBatch; limit > 0 {
+			n = min(n, limit)
+		}
+		room -= n
+		if err := p.c.rt.nc.PublishRequest(p.subject, p.inbox, p.request(n)); err != nil {
+			// Not sent. The watchdog asks again.
+			p.c.report(slog.LevelWarn, "pull request not sent", nil, err)
+			return
+		}
+	}
+}
+
+func (p *puller) request(n int) []byte {
+	b := append(make([]byte, 0, 96), `{"expires":`...)
+	b = strconv.AppendInt(b, p.expires.Nanoseconds(), 10)
+	b = append(b, `,"batch":`...)
+	b = strconv.AppendInt(b, int64(n), 10)
+	b = append(b, `,"idle_heartbeat":`...)
+	b = strconv.AppendInt(b, p.heartbeat.Nanoseconds(), 10)
+	if limit := p.c.server.MaxRequestMaxBytes; limit > 0 {
+		b = append(b, `,"max_bytes":`...)
+		b = strconv.AppendInt(b, int64(limit), 10)
+	}
+	return append(b, '}')
+}
+
+// reset forgets all requests and asks anew: after a reconnect, and when the
+// server has been silent for too long.
+func (p *puller) reset() {
+	p.mu.Lock()
+	p.outstanding = 0
+	p.mu.Unlock()
+	p.pull()
+}
+
+// release makes room: the handler of these messages has returned.
+func (p *puller) release(batch []*Msg) {
+	p.mu.Lock()
+	for _, m := range batch {
+		if seq := m.meta.Sequence.Stream; p.held[seq] == m {
+			delete(p.held, seq)
+		}
+	}
+	p.mu.Unlock()
+	p.pull()
+}
+
+// run extends leases, notices silence and recreates a lost consumer.
+func (p *puller) run() {
+	defer close(p.runDone)
+	// A lease is extended when a third of it has passed, and looked at as often:
+	// two chances are left when a message to the server is lost.
+	lease := p.c.server.AckWait / 3
+	leases := time.NewTicker(lease)
+	defer leases.Stop()
+	watchdog := time.NewTicker(2*p.heartbeat + time.Second)
+	defer watchdog.Stop()
+	refused := time.NewTimer(0)
+	defer refused.Stop()
+	var seen uint64
+	for {
+		select {
+		case <-p.stopRun:
+			return
+		case now := <-leases.C:
+			p.extendLeases(now, lease)
+		case <-watchdog.C:
+			if n := p.activity.Load(); n != seen {
+				seen = n
+			} else if p.c.rt.nc.IsConnected() {
+				p.reset()
+			}
+		case <-p.retry:
+			refused.Reset(retryWait())
+		case <-refused.C:
+			p.pull()
+		case <-p.gone:
+			p.recreate()
+		}
+	}
+}
+
+// retryWait spreads the clients that were refused together.
+func retryWait() time.Duration {
+	const least, spread = 200 * time.Millisecond, 200 * time.Millisecond
+	return least + rand.N(spread)
+}
+
+func (p *puller) extendLeases(now time.Time, lease time.Duration) {
+	var due []*Msg
+	p.mu.Lock()
+	for _, m := range p.held {
+		if m.state.Load() == stateOpen && now.Sub(m.touched) >= lease/2 {
+			m.touched = now
+			due = append(due, m)
+		}
+	}
+	p.mu.Unlock()
+	for _, m := range due {
+		if err := p.c.inProgress(m); err != nil {
+			p.c.report(slog.LevelWarn, "lease not extended", m, err)
+			return
+		}
+	}
+}
+
+// recreate brings back a consumer that was deleted under us, or whose stream
+// was, and goes on from where the server then begins.
+func (p *puller) recreate() {
+	p.missing.Store(true)
+	p.c.report(slog.LevelWarn, "consumer is gone from the server, recreating it", nil, nil)
+	for {
+		newStream, err := p.c.rt.restore(p.c)
+		if err == nil {
+			if newStream {
+				p.forget()
+			}
+			break
+		}
+		p.c.report(slog.LevelError, "consumer not recreated, will try again", nil, err)
+		select {
+		case <-p.stopRun:
+			return
+		case <-time.After(time.Second + retryWait()):
+		}
+	}
+	p.c.rt.log.LogAttrs(p.c.rt.base, slog.LevelWarn, "consumer recreated", consumerAttrs(p.c.info)...)
+	select {
+	case <-p.gone: // what was said of the old one
+	default:
+	}
+	p.missing.Store(false)
+	p.reset()
+}
+
+// forget settles what is here from a stream that exists no more. Its sequences
+// begin anew: an ack sent for an old message would reach a new one.
+func (p *puller) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range p.held {
+		m.state.CompareAndSwap(stateOpen, stateSettled)
+	}
+	clear(p.held)
+}
+
+// stopIntake ends the flow from the server and returns when everything that was
+// already on its way has arrived, or with ctx.
+func (p *puller) stopIntake(ctx context.Context) {
+	p.stopping.Store(true)
+	if p.sub.Drain() != nil { // the connection is closed
+		return
+	}
+	select {
+	case <-p.drained:
+	case <-ctx.Done():
+	}
+}
+
+// stop ends run, and with it the leases.
+func (p *puller) stop() {
+	close(p.stopRun)
+	<-p.runDone
+}
+
+// health reports what keeps the consumer from getting messages, if anything.
+func (p *puller) health() error {
+	if p.missing.Load() {
+		return fmt.Errorf("consumer %q of stream %q: %w", p.c.info.Durable, p.c.info.Stream, jetstream.ErrConsumerNotFound)
+	}
+	return nil
+}

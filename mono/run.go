@@ -1,0 +1,345 @@
+package mono
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/mono/embedded"
+)
+
+// A run is what exists between a Start and its Stop.
+type run struct {
+	app *App
+	log *slog.Logger
+
+	base       context.Context //nolint:containedctx // the values of Start's context, for ever
+	work       context.Context //nolint:containedctx // handlers run under it
+	cancelWork context.CancelCauseFunc
+	ready      chan struct{} // closed when every module has started
+	closing    atomic.Bool   // the connection is to be closed
+	closed     chan struct{} // closed when the connection is
+
+	server *embedded.Server // nil with WithNATS
+	nc     *nats.Conn
+	js     jetstream.JetStream
+	async  *asyncPublisher
+
+	streamRegs []*streamRegistration
+	streams    []*streamConsumer
+	cores      []*coreConsumer
+	modules    []Module // started, in order
+	janitor    *janitor
+
+	topologyMu sync.Mutex
+	topology   atomic.Pointer[topology]
+	created    map[string]time.Time // of streams; guarded by topologyMu
+}
+
+func newRun(ctx context.Context, a *App) *run {
+	r := &run{
+		app:     a,
+		log:     a.cfg.logger,
+		base:    context.WithoutCancel(ctx),
+		ready:   make(chan struct{}),
+		closed:  make(chan struct{}),
+		created: make(map[string]time.Time),
+	}
+	r.work, r.cancelWork = context.WithCancelCause(r.base)
+	r.async = newAsyncPublisher(r, a.cfg.publishWindow)
+	return r
+}
+
+// start does everything up to running handlers. What it began is undone by
+// abort.
+func (r *run) start(ctx context.Context) error {
+	if err := r.open(ctx); err != nil {
+		return err
+	}
+	coreRegs, streamRegs, err := r.register()
+	if err != nil {
+		return err
+	}
+	r.streamRegs = streamRegs
+	if err := r.provision(ctx); err != nil {
+		return err
+	}
+	for _, reg := range coreRegs {
+		c := newCoreConsumer(r, reg, r.app.cfg.middleware)
+		if err := c.start(); err != nil {
+			return startError(c.info, err)
+		}
+		r.cores = append(r.cores, c)
+	}
+	// Subscriptions must be known to the server before a module publishes.
+	if err := r.flush(ctx); err != nil {
+		return fmt.Errorf("subscribe: %w", err)
+	}
+	r.app.bus.run.Store(r)
+	for _, m := range r.app.modules {
+		if err := startModule(ctx, m); err != nil {
+			return fmt.Errorf("start module %q: %w", m.Name(), err)
+		}
+		r.modules = append(r.modules, m)
+	}
+	for _, reg := range streamRegs {
+		c := newStreamConsumer(r, reg, r.app.cfg.middleware)
+		if err := c.start(); err != nil {
+			return startError(c.info, err)
+		}
+		r.streams = append(r.streams, c)
+	}
+	for _, c := range r.streams {
+		c.startWorkers()
+	}
+	r.startJanitor()
+	close(r.ready)
+	r.log.LogAttrs(r.base, slog.LevelInfo, "started", slog.String("app", r.app.cfg.name),
+		slog.Int("modules", len(r.modules)), slog.Int("consumers", len(r.cores)), slog.Int("stream_consumers", len(r.streams)))
+	return nil
+}
+
+func startError(c Consumer, err error) error {
+	return fmt.Errorf("start consumer of module %q for event %s: %w", c.Module, c.Event, err)
+}
+
+func startModule(ctx context.Context, m Module) (err error) {
+	defer recoverPanic(&err)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return m.Start(ctx)
+}
+
+// open starts or finds the server and connects to it.
+func (r *run) open(ctx context.Context) error {
+	cfg := &r.app.cfg
+	url, opts := "", cfg.natsOptions
+	if cfg.natsURL != nil {
+		url = *cfg.natsURL
+	} else {
+		e := cfg.embeddedConfig()
+		if e.Logger == nil {
+			e.Logger = r.log
+		}
+		s, err := embedded.Start(ctx, e)
+		if err != nil {
+			return err
+		}
+		r.server, opts = s, s.ConnectOptions()
+	}
+	if err := r.connect(ctx, url, opts); err != nil {
+		return fmt.Errorf("connect to NATS: %w", err)
+	}
+	js, err := jetstream.New(r.nc)
+	if err != nil {
+		return fmt.Errorf("connect to NATS: %w", err)
+	}
+	r.js = js
+	if err := r.async.start(); err != nil {
+		return fmt.Errorf("connect to NATS: %w", err)
+	}
+	return nil
+}
+
+// register asks the modules what they emit and consume.
+func (r *run) register() ([]*coreRegistration, []*streamRegistration, error) {
+	reg := &r.app.registry
+	reg.reset(r.app.modules)
+	errs := []error{reg.declare("WithEvents", r.app.cfg.events)}
+	for _, m := range r.app.modules {
+		if b, ok := m.(EventBusAwareModule); ok {
+			b.SetEventBus(r.app.bus)
+		}
+		if e, ok := m.(EventEmitterModule); ok {
+			errs = append(errs, reg.declare(fmt.Sprintf("module %q", m.Name()), e.EmitEvents()))
+		}
+	}
+	for _, m := range r.app.modules {
+		if c, ok := m.(EventConsumerModule); ok {
+			if err := registerConsumers(c, reg); err != nil {
+				errs = append(errs, fmt.Errorf("module %q: %w", m.Name(), err))
+			}
+		}
+	}
+	core, streams := reg.close()
+	return core, streams, errors.Join(errs...)
+}
+
+func registerConsumers(m EventConsumerModule, r EventRegistry) (err error) {
+	defer recoverPanic(&err)
+	return m.RegisterEventConsumers(r)
+}
+
+// resume goes on after a reconnect: the server has forgotten the pull requests.
+func (r *run) resume() {
+	select {
+	case <-r.ready:
+	default:
+		return // nothing consumes yet; start asks for itself
+	}
+	for _, c := range r.streams {
+		c.pull.reset()
+	}
+}
+
+// storesSubject reports whether a stream stores the subject, as far as this App
+// knows.
+func (r *run) storesSubject(subject string) bool {
+	t := r.topology.Load()
+	return t != nil && t.durable[subject]
+}
+
+// stop ends the run within ctx, in the order that loses nothing: intake,
+// handlers, modules, what is still to be sent, the connection, the server.
+// It goes on after errors and returns all of them.
+func (r *run) stop(ctx context.Context) error {
+	soft, cancel := softDeadline(ctx)
+	defer cancel()
+	var errs []error
+	errs = append(errs, r.stopConsumers(ctx, soft))
+	for i := len(r.modules) - 1; i >= 0; i-- {
+		m := r.modules[i]
+		if err := stopModule(ctx, m); err != nil {
+			errs = append(errs, fmt.Errorf("stop module %q: %w", m.Name(), err))
+		}
+	}
+	errs = append(errs, r.close(ctx))
+	return errors.Join(errs...)
+}
+
+// stopConsumers waits for handlers until soft ends, then cancels them, and
+// waits for that until ctx ends.
+func (r *run) stopConsumers(ctx, soft context.Context) error {
+	if r.janitor != nil {
+		r.janitor.stop()
+	}
+	var all sync.WaitGroup
+	running := make(map[string]bool)
+	var mu sync.Mutex
+	wait := func(c Consumer, stop func(context.Context)) {
+		who := fmt.Sprintf("module %q for event %s", c.Module, c.Event)
+		running[who] = true
+		all.Go(func() {
+			stop(soft)
+			mu.Lock()
+			delete(running, who)
+			mu.Unlock()
+		})
+	}
+	mu.Lock()
+	for _, c := range r.cores {
+		wait(c.info, c.stop)
+	}
+	for _, c := range r.streams {
+		wait(c.info, c.stop)
+	}
+	mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		all.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		r.cancelWork(ErrStopped)
+		return nil
+	case <-soft.Done():
+	}
+	r.cancelWork(ErrStopped)
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(running) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: handlers of %s are still running; their messages will be delivered again: %w",
+		ErrStopTimeout, strings.Join(slices.Sorted(maps.Keys(running)), ", "), context.Cause(ctx))
+}
+
+func stopModule(ctx context.Context, m Module) (err error) {
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		defer func() { done <- err }()
+		defer recoverPanic(&err)
+		err = m.Stop(ctx)
+	}()
+	select {
+	case err = <-done:
+		return err
+	case <-ctx.Done():
+		// A module that was quick all the same has the last word.
+		select {
+		case err = <-done:
+			return err
+		default:
+			return fmt.Errorf("%w: Stop of the module has not returned: %w", ErrStopTimeout, context.Cause(ctx))
+		}
+	}
+}
+
+// close sends what is left to be sent and ends the connection and the server.
+func (r *run) close(ctx context.Context) error {
+	var errs []error
+	r.app.bus.run.CompareAndSwap(r, nil)
+	if r.nc != nil {
+		if r.nc.IsConnected() {
+			errs = append(errs, r.async.drain(ctx))
+			if err := r.flush(ctx); err != nil {
+				errs = append(errs, fmt.Errorf("send the last messages: %w", err))
+			}
+		}
+		r.closing.Store(true)
+		r.nc.Close()
+		r.async.stop()
+		select {
+		case <-r.closed:
+		case <-ctx.Done(): // the user's options may turn the callback off
+		}
+	}
+	if r.server != nil {
+		errs = append(errs, r.server.Stop(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// flush waits until the server has read everything that was sent.
+func (r *run) flush(ctx context.Context) error {
+	const limit = 10 * time.Second // nats.go insists on a deadline
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return r.nc.FlushWithContext(ctx)
+}
+
+// abort undoes a start that failed half-way.
+func (r *run) abort(ctx context.Context) error {
+	r.cancelWork(ErrStopped)
+	return r.stop(ctx)
+}
+
+// softDeadline is when handlers are cancelled: early enough before ctx's
+// deadline that they can return, and that what they settled can be sent.
+func softDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	const reservePart, reserveMax = 5, 2 * time.Second
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return context.WithCancel(ctx)
+	}
+	reserve := min(time.Until(deadline)/reservePart, reserveMax)
+	return context.WithDeadlineCause(ctx, deadline.Add(-reserve), ErrStopTimeout)
+}

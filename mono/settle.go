@@ -1,0 +1,147 @@
+package mono
+
+import (
+	"errors"
+	"log/slog"
+	"strconv"
+	"strings"
+	"time"
+)
+
+type settleKind uint8
+
+const (
+	settleAck settleKind = iota
+	settleNak
+	settleNakDelay
+	settleTerm
+	settleError
+)
+
+// A settlement is what somebody wants done with a delivery.
+type settlement struct {
+	kind   settleKind
+	delay  time.Duration    // of settleNakDelay
+	reason deadLetterReason // of settleTerm
+	text   string           // of settleTerm
+	err    error            // of settleError
+}
+
+// A deadLetterReason says why a message was given up. The list is closed.
+type deadLetterReason string
+
+const (
+	reasonTerminated  deadLetterReason = "terminated"
+	reasonPermanent   deadLetterReason = "permanent_error"
+	reasonExhausted   deadLetterReason = "attempts_exhausted"
+	reasonPanic       deadLetterReason = "panic"
+	reasonUndecodable deadLetterReason = "undecodable"
+)
+
+var (
+	wireAck      = []byte("+ACK")
+	wireNak      = []byte("-NAK")
+	wireProgress = []byte("+WPI")
+)
+
+// settle is the one place where a delivery leaves this process: each ack, nak,
+// term and dead letter goes through here and nowhere else.
+func (c *streamConsumer) settle(m *Msg, s settlement) error {
+	attempt := m.meta.NumDelivered
+	switch s.kind {
+	case settleAck:
+		return c.reply(m, wireAck)
+	case settleNak:
+		if c.retry.last(attempt) {
+			return c.deadLetter(m, reasonExhausted, "nak on the last attempt", nil)
+		}
+		if attempt > 1 {
+			return c.nak(m, c.retry.delay(attempt))
+		}
+		return c.nak(m, 0)
+	case settleNakDelay:
+		if c.retry.last(attempt) {
+			return c.deadLetter(m, reasonExhausted, "nak on the last attempt", nil)
+		}
+		return c.nak(m, s.delay)
+	case settleTerm:
+		return c.deadLetter(m, s.reason, s.text, nil)
+	case settleError:
+		return c.settleError(m, s.err)
+	}
+	panic("unreachable: unknown settlement")
+}
+
+// settleError follows a handler's error, which is an instruction.
+func (c *streamConsumer) settleError(m *Msg, err error) error {
+	attempt := m.meta.NumDelivered
+	if c.work.Err() != nil {
+		// Stop cut the handler short. That says nothing about the message, so it
+		// is handed back, whatever the number of its attempts.
+		return c.nak(m, 0)
+	}
+	_, undecodable := errors.AsType[*DecodeError](err)
+	_, panicked := errors.AsType[*PanicError](err)
+	switch {
+	case undecodable:
+		return c.deadLetter(m, reasonUndecodable, err.Error(), err)
+	case IsPermanent(err):
+		return c.deadLetter(m, reasonPermanent, err.Error(), err)
+	case c.retry.last(attempt) && panicked:
+		return c.deadLetter(m, reasonPanic, err.Error(), err)
+	case c.retry.last(attempt):
+		return c.deadLetter(m, reasonExhausted, err.Error(), err)
+	}
+	delay := c.retry.delay(attempt)
+	if after, ok := errors.AsType[*retryAfterError](err); ok {
+		delay = after.delay
+	}
+	c.report(slog.LevelWarn, "handler failed, will retry", m, err, slog.Duration("delay", delay))
+	return c.nak(m, delay)
+}
+
+func (c *streamConsumer) nak(m *Msg, delay time.Duration) error {
+	if delay <= 0 {
+		return c.reply(m, wireNak)
+	}
+	b := append(make([]byte, 0, 40), `-NAK {"delay": `...)
+	b = strconv.AppendInt(b, delay.Nanoseconds(), 10)
+	return c.reply(m, append(b, '}'))
+}
+
+// deadLetter gives up on a message. It is the seam where capture into the
+// dead-letter stream belongs; until that exists the message is terminated, with
+// its reason in the server's advisory and in the log.
+func (c *streamConsumer) deadLetter(m *Msg, reason deadLetterReason, text string, cause error) error {
+	line := string(reason)
+	if text = oneLine(text); text != "" {
+		line += ": " + text
+	}
+	if err := c.reply(m, []byte("+TERM "+line)); err != nil {
+		return err
+	}
+	c.report(slog.LevelError, "message terminated", m, cause, slog.String("reason", line))
+	return nil
+}
+
+const maxReasonLen = 512
+
+// oneLine makes a text fit for a protocol line and a log line.
+func oneLine(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, s)
+	if len(s) > maxReasonLen {
+		s = strings.ToValidUTF8(s[:maxReasonLen], "")
+	}
+	return strings.TrimSpace(s)
+}
+
+func (c *streamConsumer) inProgress(m *Msg) error { return c.reply(m, wireProgress) }
+
+func (c *streamConsumer) reply(m *Msg, body []byte) error {
+	return c.rt.nc.Publish(m.reply, body)
+}

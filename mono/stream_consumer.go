@@ -1,0 +1,418 @@
+package mono
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// A StreamConsumerConfig configures a durable consumer: the stream that stores
+// its event, the consumer on the server, and how messages are fetched and
+// handled here. Only Stream.Name is required.
+type StreamConsumerConfig struct {
+	// Stream is the stream that stores the event, made when it is missing. The
+	// event's subject is added to it. Several consumers may name the same
+	// stream; the fields each of them sets must agree.
+	//
+	// A stream without MaxBytes gets 1 GiB (256 MiB in memory) and refuses new
+	// messages when it is full. Work queue and interest streams always refuse,
+	// since all they hold is still to be handled. A limits stream with limits
+	// of your own follows your Discard, whose zero value drops the oldest
+	// message, handled or not.
+	Stream StreamConfig
+
+	// Consumer configures the consumer on the server. Durable defaults to
+	// <module>_<event's module>_<event in kebab-case>_<version>. AckWait
+	// defaults to 30 s; handlers may take longer, see [EventRegistry].
+	// MaxAckPending defaults to 10 000 or 20 × Concurrency × BatchSize, whichever
+	// is more: messages that wait for their next attempt count as well.
+	// MaxDeliver stays unlimited, because attempts are counted by Retry.
+	//
+	// FilterSubject, AckPolicy and BackOff are the framework's, and the fields
+	// of push consumers and priority groups are not supported.
+	Consumer ConsumerConfig
+
+	Fetch FetchConfig
+	Retry RetryPolicy
+
+	// Concurrency is how many batches are handled at a time, 1 to 4096. The
+	// default is 1.
+	Concurrency int
+
+	// AutoAck acks what the handler left unsettled when it returns nil. Without
+	// it such a message is delivered again after AckWait.
+	AutoAck bool
+}
+
+// A FetchConfig says how a durable consumer asks for messages.
+type FetchConfig struct {
+	// BatchSize is the most messages that one call of the handler gets, 1 to
+	// 10 000. The default is 10. A batch is what has arrived: no message waits
+	// for its batch to fill.
+	BatchSize int
+
+	// IdleTimeout is how long a pull request stays open at the server when
+	// there are no messages, from 1 s to 1 min; then it is renewed. It delays no
+	// message. The default is 5 s.
+	IdleTimeout time.Duration
+}
+
+const (
+	defaultBatchSize   = 10
+	maxBatchSize       = 10_000
+	defaultIdleTimeout = 5 * time.Second
+	minIdleTimeout     = time.Second
+	maxIdleTimeout     = time.Minute
+	maxConcurrency     = 4096
+	defaultAckWait     = 30 * time.Second
+	minAckWait         = 100 * time.Millisecond
+	minMaxAckPending   = 10_000
+	ackPendingPerSlot  = 20
+)
+
+// withDefaults fills in what can be known without the event.
+func (c StreamConsumerConfig) withDefaults() StreamConsumerConfig {
+	if c.Fetch.BatchSize == 0 {
+		c.Fetch.BatchSize = defaultBatchSize
+	}
+	if c.Fetch.IdleTimeout == 0 {
+		c.Fetch.IdleTimeout = defaultIdleTimeout
+	}
+	if c.Concurrency == 0 {
+		c.Concurrency = 1
+	}
+	c.Retry = c.Retry.withDefaults()
+	if c.Consumer.Durable == "" {
+		c.Consumer.Durable = c.Consumer.Name
+	}
+	if c.Consumer.AckWait == 0 {
+		c.Consumer.AckWait = defaultAckWait
+	}
+	if c.Consumer.MaxDeliver == 0 {
+		c.Consumer.MaxDeliver = -1
+	}
+	if c.Consumer.MaxAckPending == 0 {
+		c.Consumer.MaxAckPending = max(minMaxAckPending, ackPendingPerSlot*c.Concurrency*c.Fetch.BatchSize)
+	}
+	return c
+}
+
+// validate reports every problem at once, each naming the field to change. It
+// expects defaults to be filled in.
+func (c StreamConsumerConfig) validate() error {
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%w: "+format, append([]any{ErrInvalidConfig}, args...)...))
+	}
+	if err := checkStreamName(c.Stream.Name); err != nil {
+		bad("Stream.Name: %w", err)
+	}
+	for _, s := range c.Stream.Subjects {
+		if reservedSubject(s) {
+			bad("Stream.Subjects: %q: subjects that start with \"$\" or \"_INBOX.\" belong to the server", s)
+		}
+	}
+	if c.Stream.Mirror != nil {
+		bad("Stream.Mirror: a mirror cannot store an event itself; leave it out")
+	}
+	if c.Stream.NoAck {
+		bad("Stream.NoAck: durable publishes wait for the acknowledgement; leave it out")
+	}
+	if c.Stream.Sealed {
+		bad("Stream.Sealed: a sealed stream takes no events; leave it out")
+	}
+
+	k := c.Consumer
+	if k.Name != "" && k.Name != k.Durable {
+		bad("Consumer.Name is %q and Consumer.Durable %q: set Durable alone", k.Name, k.Durable)
+	}
+	if k.Durable != "" {
+		if err := checkStreamName(k.Durable); err != nil {
+			bad("Consumer.Durable: %w", err)
+		}
+	}
+	if k.FilterSubject != "" || len(k.FilterSubjects) > 0 {
+		bad("Consumer.FilterSubject and FilterSubjects: the consumer filters its event by itself; leave them out")
+	}
+	if k.AckPolicy != jetstream.AckExplicitPolicy {
+		bad("Consumer.AckPolicy is %v: each message is settled by itself; leave it out", k.AckPolicy)
+	}
+	if len(k.BackOff) > 0 {
+		bad("Consumer.BackOff replaces AckWait on the server; set Retry.Backoff")
+	}
+	if k.PriorityPolicy != jetstream.PriorityPolicyNone || len(k.PriorityGroups) > 0 {
+		bad("Consumer.PriorityPolicy and PriorityGroups are not supported")
+	}
+	if k.DeliverSubject != "" || k.DeliverGroup != "" || k.FlowControl || k.IdleHeartbeat != 0 || k.RateLimit != 0 {
+		bad("Consumer: DeliverSubject, DeliverGroup, FlowControl, IdleHeartbeat and RateLimit are for push consumers; leave them out")
+	}
+	if k.AckWait < minAckWait {
+		bad("Consumer.AckWait is %v, want %v or more", k.AckWait, minAckWait)
+	}
+	if k.MaxAckPending < -1 {
+		bad("Consumer.MaxAckPending is %d, want 1 or more, or -1 for no limit", k.MaxAckPending)
+	}
+	if k.MaxDeliver > 0 && (c.Retry.MaxAttempts < 0 || k.MaxDeliver <= c.Retry.MaxAttempts) {
+		bad("Consumer.MaxDeliver is %d, want more than Retry.MaxAttempts (%d): the server would stop delivering before the framework gives up; leave it out",
+			k.MaxDeliver, c.Retry.MaxAttempts)
+	}
+	if c.Fetch.BatchSize < 1 || c.Fetch.BatchSize > maxBatchSize {
+		bad("Fetch.BatchSize is %d, want 1 to %d", c.Fetch.BatchSize, maxBatchSize)
+	}
+	if c.Fetch.IdleTimeout < minIdleTimeout || c.Fetch.IdleTimeout > maxIdleTimeout {
+		bad("Fetch.IdleTimeout is %v, want %v to %v", c.Fetch.IdleTimeout, minIdleTimeout, maxIdleTimeout)
+	}
+	if c.Concurrency < 1 || c.Concurrency > maxConcurrency {
+		bad("Concurrency is %d, want 1 to %d", c.Concurrency, maxConcurrency)
+	}
+	if err := c.Retry.validate(); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// A streamConsumer runs one durable consumer. The pull half is in pull.go, the
+// settlements in settle.go.
+type streamConsumer struct {
+	rt     *run
+	info   Consumer
+	cfg    StreamConsumerConfig
+	server ConsumerConfig // what the server is asked for
+	retry  RetryPolicy
+	handle HandleFunc
+	work   context.Context //nolint:containedctx // ends when Stop runs out of time
+
+	queue       chan *Msg
+	intakeEnded chan struct{}
+	workers     sync.WaitGroup
+	limiter     logLimiter
+
+	pull puller
+}
+
+func newStreamConsumer(rt *run, r *streamRegistration, mw []Middleware) *streamConsumer {
+	c := &streamConsumer{
+		rt:          rt,
+		info:        r.info,
+		cfg:         r.cfg,
+		server:      r.serverConfig(),
+		retry:       r.cfg.Retry,
+		work:        rt.work,
+		intakeEnded: make(chan struct{}),
+	}
+	c.handle = chainHandle(mw, r.info, HandleFunc(r.handler))
+	c.pull.init(c)
+	c.queue = make(chan *Msg, c.pull.capacity)
+	return c
+}
+
+// runWorker handles batches until the queue is closed and empty.
+func (c *streamConsumer) runWorker() {
+	done := false
+	defer func() {
+		if !done { // a handler ended this goroutine; see errGoexit
+			c.workers.Go(c.runWorker)
+		}
+	}()
+	batch := make([]*Msg, 0, min(c.cfg.Fetch.BatchSize, c.pull.capacity))
+	for m := c.next(); m != nil; m = c.next() {
+		batch = append(batch[:0], m)
+	fill:
+		for len(batch) < c.cfg.Fetch.BatchSize {
+			select {
+			case m := <-c.queue:
+				batch = append(batch, m)
+			default:
+				break fill
+			}
+		}
+		c.handleBatch(batch)
+		clear(batch)
+	}
+	done = true
+}
+
+// next waits for a message. It returns nil when intake has ended and the queue
+// is empty.
+func (c *streamConsumer) next() *Msg {
+	select {
+	case m := <-c.queue:
+		return m
+	default:
+	}
+	select {
+	case m := <-c.queue:
+		return m
+	case <-c.intakeEnded:
+	}
+	select {
+	case m := <-c.queue:
+		return m
+	default:
+		return nil
+	}
+}
+
+// start begins to fetch. Messages wait in the queue until startWorkers.
+func (c *streamConsumer) start() error { return c.pull.start() }
+
+func (c *streamConsumer) startWorkers() {
+	for range c.cfg.Concurrency {
+		c.workers.Go(c.runWorker)
+	}
+}
+
+// stop ends the intake, handles what has arrived, and waits for the handlers.
+// When soft ends, no handler is started any more, as the caller then cancels
+// c.work.
+func (c *streamConsumer) stop(soft context.Context) {
+	c.pull.stopIntake(soft)
+	close(c.intakeEnded)
+	c.workers.Wait()
+	for m := c.next(); m != nil; m = c.next() { // there were no workers: the start failed
+		c.finish(m, settlement{kind: settleError, err: ErrStopped})
+	}
+	c.pull.stop()
+}
+
+// errGoexit is the error of a handler that called runtime.Goexit, as the Fatal
+// of a testing.T does. It ends the worker, so another one takes its place.
+var errGoexit = errors.New("handler ended its goroutine")
+
+// handleBatch runs the handler and settles what it left.
+func (c *streamConsumer) handleBatch(batch []*Msg) {
+	defer c.pull.release(batch)
+	err := errGoexit
+	defer func() { c.settleRest(batch, err) }()
+	if c.work.Err() != nil {
+		err = ErrStopped // there is no time left to begin
+		return
+	}
+	// The handler gets a slice of its own, since it may reorder or keep it.
+	err = callHandler(c.work, c.handle, slices.Clone(batch))
+}
+
+func (c *streamConsumer) settleRest(batch []*Msg, err error) {
+	unsettled := 0
+	for _, m := range batch {
+		if m.state.Load() != stateOpen {
+			continue
+		}
+		switch {
+		case err != nil:
+			c.finish(m, settlement{kind: settleError, err: err})
+		case c.cfg.AutoAck:
+			c.finish(m, settlement{kind: settleAck})
+		default:
+			unsettled++
+		}
+	}
+	if unsettled > 0 {
+		c.report(slog.LevelWarn, "handler returned nil and left messages unsettled; they come back after AckWait: "+
+			"call Ack, or set AutoAck", nil, nil, slog.Int("messages", unsettled))
+	}
+}
+
+// finish settles what the handler left. A failure here means that the
+// connection is gone; the message comes back after AckWait.
+func (c *streamConsumer) finish(m *Msg, s settlement) {
+	if err := m.settle(s); err != nil && !errors.Is(err, ErrAlreadySettled) {
+		c.report(slog.LevelWarn, "settlement not sent, the message comes back after AckWait", m, err)
+	}
+}
+
+func callHandler(ctx context.Context, h HandleFunc, msgs []*Msg) (err error) {
+	defer recoverPanic(&err)
+	return h(ctx, msgs)
+}
+
+// recoverPanic is deferred around the user's code: it turns a panic into an
+// error.
+func recoverPanic(err *error) {
+	if v := recover(); v != nil {
+		*err = &PanicError{Value: v, Stack: debug.Stack()}
+	}
+}
+
+// report writes at most one line a second and level for this consumer, with the
+// number of lines left out, so that an outage does not fill the disk.
+func (c *streamConsumer) report(level slog.Level, text string, m *Msg, err error, attrs ...slog.Attr) {
+	if !c.rt.log.Enabled(c.rt.base, level) {
+		return
+	}
+	left, ok := c.limiter.allow(level, time.Now())
+	if !ok {
+		return
+	}
+	attrs = append(attrs, consumerAttrs(c.info)...)
+	if m != nil {
+		attrs = append(attrs,
+			slog.Uint64("stream_sequence", m.meta.Sequence.Stream), slog.Uint64("attempt", m.meta.NumDelivered))
+	}
+	c.rt.log.LogAttrs(c.rt.base, level, text, append(attrs, errorAttrs(err, left)...)...)
+}
+
+func consumerAttrs(i Consumer) []slog.Attr {
+	as := []slog.Attr{slog.String("module", i.Module), slog.String("event", i.Event.String())}
+	if i.Durable != "" {
+		return append(as, slog.String("stream", i.Stream), slog.String("consumer", i.Durable))
+	}
+	return append(as, slog.String("queue", i.Queue))
+}
+
+func errorAttrs(err error, left uint64) []slog.Attr {
+	var as []slog.Attr
+	if err != nil {
+		as = append(as, slog.String("error", oneLine(err.Error())))
+		if p, ok := errors.AsType[*PanicError](err); ok {
+			as = append(as, slog.String("stack", string(p.Stack)))
+		}
+	}
+	if left > 0 {
+		as = append(as, slog.Uint64("similar_left_out", left))
+	}
+	return as
+}
+
+// A logLimiter lets one line a second pass for each level.
+type logLimiter struct {
+	warn, error struct {
+		next atomic.Int64 // Unix nanoseconds
+		left atomic.Uint64
+	}
+}
+
+func (l *logLimiter) allow(level slog.Level, now time.Time) (left uint64, ok bool) {
+	s := &l.warn
+	if level >= slog.LevelError {
+		s = &l.error
+	}
+	next := s.next.Load()
+	if now.UnixNano() < next || !s.next.CompareAndSwap(next, now.Add(time.Second).UnixNano()) {
+		s.left.Add(1)
+		return 0, false
+	}
+	return s.left.Swap(0), true
+}
+
+// toMsg wraps a message that the server delivered.
+func (c *streamConsumer) toMsg(nm *nats.Msg) (*Msg, bool) {
+	m := &Msg{
+		Subject:  nm.Subject,
+		Data:     nm.Data,
+		Header:   nm.Header,
+		ctx:      c.work,
+		reply:    nm.Reply,
+		consumer: c,
+	}
+	return m, parseAckReply(nm.Reply, &m.meta)
+}

@@ -1,0 +1,514 @@
+package mono
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Names on the wire.
+const (
+	// streamRoleKey marks, in a stream's metadata, the streams that an App made.
+	// Only those are rearranged.
+	streamRoleKey    = "monotel.role"
+	streamRoleEvents = "events" // named by a module
+	streamRoleFanOut = "fanout" // made so that several streams get the same event
+
+	fanOutPrefix = "fanout_"
+)
+
+const (
+	defaultMaxBytes       = 1 << 30   // of a file stream
+	defaultMaxBytesMemory = 256 << 20 // of a memory stream
+	minOwnerAge           = time.Minute
+)
+
+// A streamChange is one request to the server.
+type streamChange struct {
+	create bool
+	cfg    StreamConfig
+	why    string
+}
+
+// A topology says which streams there are to be and how to get there.
+type topology struct {
+	changes []streamChange
+	// durable holds the declared subjects that a stream stores: events on them
+	// are published through JetStream, whoever asks.
+	durable map[string]bool
+	fanOuts []string // fan-out streams of this App's events
+}
+
+// asked is what the modules together want of one stream.
+type asked struct {
+	cfg      StreamConfig
+	setBy    map[string]string // which module set a field
+	modules  []string
+	subjects []string // of the events to be stored in it
+}
+
+// planTopology arranges the streams that the registrations ask for, given those
+// that the server has. It is a pure function: what cannot be done is refused
+// before anything is changed.
+//
+// Each subject has one owner, the stream that takes it from publishers. When
+// several streams want an event, the others source it from the owner, so that
+// each gets all of it. The owner is a limits stream: reading one takes nothing
+// away from it. Where no stream named by a module is fit to own, a fan-out
+// stream is made for the event.
+func planTopology(events []BaseEventDefinition, regs []*streamRegistration, have []StreamConfig, allowUpdates bool) (*topology, error) {
+	p := &planner{
+		events:    events,
+		have:      make(map[string]StreamConfig, len(have)),
+		asked:     make(map[string]*asked),
+		final:     make(map[string]StreamConfig),
+		givesUp:   make(map[string][]string),
+		whyChange: make(map[string]string),
+		updates:   allowUpdates,
+	}
+	for _, s := range have {
+		p.have[s.Name] = s
+	}
+	p.merge(regs)
+	p.checkWorkQueues(regs)
+	p.settings()
+	p.assignSubjects()
+	if len(p.errs) > 0 {
+		return nil, errors.Join(p.errs...)
+	}
+	return p.result(), nil
+}
+
+type planner struct {
+	events    []BaseEventDefinition
+	have      map[string]StreamConfig
+	asked     map[string]*asked
+	final     map[string]StreamConfig // streams as they are to be
+	givesUp   map[string][]string     // subjects that existing streams lose
+	whyChange map[string]string
+	updates   bool
+	errs      []error
+}
+
+func (p *planner) conflict(format string, args ...any) {
+	p.errs = append(p.errs, fmt.Errorf("%w: "+format, append([]any{ErrStreamConflict}, args...)...))
+}
+
+// fieldsApart are the fields of a StreamConfig that are united, not compared.
+var fieldsApart = []string{"Name", "Subjects", "Sources", "Metadata", "Description", "FirstSeq"}
+
+// merge unites what the registrations ask of each stream.
+func (p *planner) merge(regs []*streamRegistration) {
+	for _, r := range regs {
+		name, want := r.info.Stream, reflect.ValueOf(r.cfg.Stream)
+		a := p.asked[name]
+		if a == nil {
+			a = &asked{setBy: make(map[string]string)}
+			a.cfg.Name = name
+			p.asked[name] = a
+		}
+		if !slices.Contains(a.modules, r.info.Module) {
+			a.modules = append(a.modules, r.info.Module)
+		}
+		have := reflect.ValueOf(&a.cfg).Elem()
+		for i := range want.NumField() {
+			field := want.Type().Field(i).Name
+			if slices.Contains(fieldsApart, field) || want.Field(i).IsZero() {
+				continue
+			}
+			if by, set := a.setBy[field]; set && !reflect.DeepEqual(have.Field(i).Interface(), want.Field(i).Interface()) {
+				p.conflict("stream %q: module %q asks for %s %v, module %q for %v; make them agree",
+					name, by, field, have.Field(i).Interface(), r.info.Module, want.Field(i).Interface())
+				continue
+			}
+			have.Field(i).Set(want.Field(i))
+			a.setBy[field] = r.info.Module
+		}
+		a.cfg.Description = cmp.Or(a.cfg.Description, r.cfg.Stream.Description)
+		a.cfg.FirstSeq = max(a.cfg.FirstSeq, r.cfg.Stream.FirstSeq)
+		a.cfg.Subjects = union(a.cfg.Subjects, r.cfg.Stream.Subjects)
+		a.cfg.Sources = unionSources(a.cfg.Sources, r.cfg.Stream.Sources)
+		for k, v := range r.cfg.Stream.Metadata {
+			if old, set := a.cfg.Metadata[k]; set && old != v {
+				p.conflict("stream %q: modules %s disagree on Metadata[%q]", name, quoted(a.modules), k)
+			}
+			if a.cfg.Metadata == nil {
+				a.cfg.Metadata = make(map[string]string)
+			}
+			a.cfg.Metadata[k] = v
+		}
+		a.subjects = union(a.subjects, []string{r.info.Event.Subject})
+	}
+}
+
+// checkWorkQueues finds consumers that a work queue cannot serve: it hands each
+// message to one of them only, so the server refuses the second.
+func (p *planner) checkWorkQueues(regs []*streamRegistration) {
+	type key struct{ stream, subject string }
+	first := make(map[key]*streamRegistration)
+	for _, r := range regs {
+		if p.asked[r.info.Stream].cfg.Retention != WorkQueuePolicy {
+			continue
+		}
+		if r.cfg.Consumer.DeliverPolicy != jetstream.DeliverAllPolicy {
+			p.conflict("stream %q of module %q is a work queue: Consumer.DeliverPolicy must be DeliverAllPolicy, since what is skipped would never leave it",
+				r.info.Stream, r.info.Module)
+		}
+		k := key{r.info.Stream, r.info.Event.Subject}
+		if o := first[k]; o != nil {
+			p.conflict("modules %q and %q both consume event %s from the work queue stream %q, which hands each message to one consumer; "+
+				"give each module a stream of its own, and both get every event", o.info.Module, r.info.Module, r.info.Event, r.info.Stream)
+			continue
+		}
+		first[k] = r
+	}
+}
+
+// settings decides each asked stream's settings, leaving out subjects and
+// sources that follow from events.
+func (p *planner) settings() {
+	for _, name := range slices.Sorted(maps.Keys(p.asked)) {
+		a := p.asked[name]
+		have, exists := p.have[name]
+		if !exists {
+			p.final[name] = withStreamDefaults(a.cfg, streamRoleEvents)
+			continue
+		}
+		cfg := have
+		if cfg.Mirror != nil {
+			p.conflict("stream %q of modules %s exists as a mirror of %q and cannot store events; choose another name",
+				name, quoted(a.modules), cfg.Mirror.Name)
+			continue
+		}
+		for _, d := range contradictions(a.cfg, have) {
+			if !p.updates {
+				p.conflict("stream %q exists with %s %v, module %s asks for %v; ask for what exists, use WithStreamUpdates to change the stream, or choose another name",
+					name, d.field, d.have, p.setBy(a, d.field), d.want)
+				continue
+			}
+			reflect.ValueOf(&cfg).Elem().FieldByName(d.field).Set(reflect.ValueOf(d.want))
+			p.because(name, fmt.Sprintf("%s from %v to %v", d.field, d.have, d.want))
+		}
+		cfg.Subjects = union(have.Subjects, a.cfg.Subjects)
+		cfg.Sources = unionSources(have.Sources, a.cfg.Sources)
+		if isOurs(have) && !slices.Contains(a.cfg.Subjects, name) {
+			// The server gave it its own name as subject when an earlier start
+			// was cut short between giving up a subject and naming the source.
+			cfg.Subjects = without(cfg.Subjects, name)
+		}
+		p.final[name] = cfg
+	}
+}
+
+func (p *planner) setBy(a *asked, field string) string {
+	if by := a.setBy[field]; by != "" {
+		return fmt.Sprintf("%q", by)
+	}
+	return quoted(a.modules)
+}
+
+func (p *planner) because(stream, why string) {
+	if p.whyChange[stream] != "" {
+		why = p.whyChange[stream] + ", " + why
+	}
+	p.whyChange[stream] = why
+}
+
+// assignSubjects finds an owner for each event and lets the other streams that
+// want it source from there.
+func (p *planner) assignSubjects() {
+	wanted := make(map[string][]string) // subject to streams
+	for _, name := range slices.Sorted(maps.Keys(p.asked)) {
+		if _, ok := p.final[name]; !ok {
+			continue // refused already
+		}
+		for _, s := range p.asked[name].subjects {
+			wanted[s] = append(wanted[s], name)
+		}
+	}
+	for _, subject := range slices.Sorted(maps.Keys(wanted)) {
+		p.assign(subject, wanted[subject])
+	}
+}
+
+func (p *planner) assign(subject string, streams []string) {
+	owner, streams, ok := p.owner(subject, streams)
+	if !ok {
+		return
+	}
+	for _, name := range streams {
+		cfg := p.final[name]
+		if name == owner {
+			if !covers(cfg.Subjects, subject) {
+				cfg.Subjects = union(cfg.Subjects, []string{subject})
+				p.because(name, fmt.Sprintf("subject %q added", subject))
+			}
+		} else if !sourcesFrom(cfg, owner, subject) {
+			cfg.Sources = append(slices.Clone(cfg.Sources), &jetstream.StreamSource{Name: owner, FilterSubject: subject})
+			p.because(name, fmt.Sprintf("source %q added for subject %q", owner, subject))
+		}
+		p.final[name] = cfg
+	}
+}
+
+// owner chooses the stream that takes subject from publishers. It returns the
+// streams that get the subject, which may be one more than those that ask.
+func (p *planner) owner(subject string, streams []string) (string, []string, bool) {
+	// A wildcard that a module asked for leaves no choice.
+	for _, name := range slices.Sorted(maps.Keys(p.asked)) {
+		if a := p.asked[name]; covers(a.cfg.Subjects, subject) {
+			return name, streams, p.mayOwn(subject, streams, name, "Stream.Subjects of module "+quoted(a.modules))
+		}
+	}
+	current := ""
+	for name, s := range p.have {
+		if covers(s.Subjects, subject) {
+			current = name // the server allows only one
+			break
+		}
+	}
+	if current != "" {
+		cfg, ok := p.final[current]
+		if !ok {
+			cfg = p.have[current]
+		}
+		alone := len(streams) == 1 && streams[0] == current
+		if alone || fitToOwn(cfg) {
+			return current, streams, true
+		}
+		if !slices.Contains(cfg.Subjects, subject) || !isOurs(cfg) {
+			return current, streams, p.mayOwn(subject, streams, current, "its configuration on the server")
+		}
+		// It gives the subject up and sources it like the others.
+		p.giveUp(current, cfg, subject)
+		if !slices.Contains(streams, current) {
+			streams = append(slices.Clone(streams), current)
+		}
+	}
+	return p.newOwner(subject, streams), streams, true
+}
+
+// mayOwn checks an owner that cannot be changed.
+func (p *planner) mayOwn(subject string, streams []string, owner, because string) bool {
+	cfg, ok := p.final[owner]
+	if !ok {
+		cfg = p.have[owner]
+	}
+	if (len(streams) > 1 || streams[0] != owner) && !fitToOwn(cfg) {
+		p.conflict("stream %q takes subject %q because of %s, and it is wanted in %s; other streams cannot read it from there, "+
+			"because its retention or its limits remove messages: leave the subject out of stream %q, or make that a limits stream that discards new messages",
+			owner, subject, because, quoted(streams), owner)
+		return false
+	}
+	return true
+}
+
+func (p *planner) giveUp(stream string, cfg StreamConfig, subject string) {
+	cfg.Subjects = without(cfg.Subjects, subject)
+	p.final[stream] = cfg
+	p.givesUp[stream] = append(p.givesUp[stream], subject)
+	p.because(stream, fmt.Sprintf("subject %q given up to a new owner", subject))
+}
+
+func (p *planner) newOwner(subject string, streams []string) string {
+	if len(streams) == 1 {
+		return streams[0]
+	}
+	for _, name := range streams {
+		if fitToOwn(p.final[name]) {
+			return name
+		}
+	}
+	i := slices.IndexFunc(p.events, func(e BaseEventDefinition) bool { return e.Subject == subject })
+	e := p.events[i]
+	name := fanOutPrefix + strings.Join([]string{e.ModuleName, kebab(e.Name), e.Version}, "_")
+	cfg, exists := p.have[name]
+	if !exists {
+		cfg = StreamConfig{
+			Name:        name,
+			Description: "Hands event " + e.String() + " to several streams",
+			Storage:     MemoryStorage,
+		}
+		for _, s := range streams {
+			cfg.Replicas = max(cfg.Replicas, p.final[s].Replicas)
+			if p.final[s].Storage == FileStorage {
+				cfg.Storage = FileStorage
+			}
+		}
+		cfg = withStreamDefaults(cfg, streamRoleFanOut)
+	}
+	cfg.Subjects = union(cfg.Subjects, []string{subject})
+	p.because(name, fmt.Sprintf("hands subject %q to streams %s", subject, quoted(streams)))
+	p.final[name] = cfg
+	return name
+}
+
+// result puts the changes in an order in which the server takes each of them:
+// subjects are given up before they are taken, owners exist before they are
+// sourced from.
+func (p *planner) result() *topology {
+	t := &topology{durable: make(map[string]bool)}
+	for _, name := range slices.Sorted(maps.Keys(p.givesUp)) {
+		cfg := p.have[name]
+		for _, s := range p.givesUp[name] {
+			cfg.Subjects = without(cfg.Subjects, s)
+		}
+		t.changes = append(t.changes, streamChange{cfg: cfg, why: p.whyChange[name]})
+	}
+	for _, name := range p.ownersFirst() {
+		cfg := p.final[name]
+		have, exists := p.have[name]
+		if exists && sameStream(have, cfg) {
+			continue
+		}
+		t.changes = append(t.changes, streamChange{create: !exists, cfg: cfg, why: p.whyChange[name]})
+	}
+	streams := maps.Clone(p.have)
+	maps.Copy(streams, p.final)
+	for _, e := range p.events {
+		for name, s := range streams {
+			if !covers(s.Subjects, e.Subject) {
+				continue
+			}
+			t.durable[e.Subject] = true
+			if s.Metadata[streamRoleKey] == streamRoleFanOut {
+				t.fanOuts = append(t.fanOuts, name)
+			}
+		}
+	}
+	slices.Sort(t.fanOuts)
+	t.fanOuts = slices.Compact(t.fanOuts)
+	return t
+}
+
+// ownersFirst sorts the streams so that each comes after those it sources from,
+// and otherwise by name.
+func (p *planner) ownersFirst() []string {
+	var order []string
+	state := make(map[string]bool) // true once visited; a cycle is left to the server to refuse
+	var visit func(name string)
+	visit = func(name string) {
+		cfg, ok := p.final[name]
+		if !ok || state[name] {
+			return
+		}
+		state[name] = true
+		for _, s := range cfg.Sources {
+			visit(s.Name)
+		}
+		order = append(order, name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.final)) {
+		visit(name)
+	}
+	return order
+}
+
+// withStreamDefaults completes the configuration of a new stream. Every stream
+// has a bound: an unlimited one would eat the store of the others.
+func withStreamDefaults(cfg StreamConfig, role string) StreamConfig {
+	limited := cfg.MaxBytes > 0 || cfg.MaxMsgs > 0 || cfg.MaxMsgsPerSubject > 0
+	if cfg.MaxBytes == 0 {
+		cfg.MaxBytes = defaultMaxBytes
+		if cfg.Storage == MemoryStorage {
+			cfg.MaxBytes = defaultMaxBytesMemory
+		}
+	}
+	if cfg.Retention != LimitsPolicy || !limited {
+		cfg.Discard = jetstream.DiscardNew
+	}
+	cfg.Metadata = maps.Clone(cfg.Metadata)
+	if cfg.Metadata == nil {
+		cfg.Metadata = make(map[string]string, 1)
+	}
+	cfg.Metadata[streamRoleKey] = role
+	return cfg
+}
+
+// fitToOwn reports whether other streams can source from cfg without missing a
+// message: whether nothing but age removes one.
+func fitToOwn(cfg StreamConfig) bool {
+	return cfg.Retention == LimitsPolicy && cfg.MaxMsgsPerSubject <= 0 &&
+		(cfg.Discard == jetstream.DiscardNew || cfg.MaxMsgs <= 0 && cfg.MaxBytes <= 0) &&
+		(cfg.MaxAge == 0 || cfg.MaxAge >= minOwnerAge)
+}
+
+func isOurs(cfg StreamConfig) bool { return cfg.Metadata[streamRoleKey] != "" }
+
+type contradiction struct {
+	field      string
+	want, have any
+}
+
+// contradictions lists the settings in which the asked configuration differs
+// from what exists. Fields left at zero ask for nothing, but for Retention and
+// Storage, whose zero values mean something.
+func contradictions(want, have StreamConfig) []contradiction {
+	var all []contradiction
+	w, h := reflect.ValueOf(want), reflect.ValueOf(have)
+	for i := range w.NumField() {
+		field := w.Type().Field(i).Name
+		if slices.Contains(fieldsApart, field) || w.Field(i).IsZero() && field != "Retention" && field != "Storage" {
+			continue
+		}
+		if a, b := w.Field(i).Interface(), h.Field(i).Interface(); !reflect.DeepEqual(a, b) {
+			all = append(all, contradiction{field, a, b})
+		}
+	}
+	return all
+}
+
+func sameStream(a, b StreamConfig) bool {
+	sorted := func(s []string) []string { return slices.Sorted(slices.Values(s)) }
+	return slices.Equal(sorted(a.Subjects), sorted(b.Subjects)) &&
+		len(a.Sources) == len(b.Sources) && len(contradictions(b, a)) == 0
+}
+
+func covers(patterns []string, subject string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool { return subjectMatches(p, subject) })
+}
+
+func sourcesFrom(cfg StreamConfig, owner, subject string) bool {
+	return slices.ContainsFunc(cfg.Sources, func(s *jetstream.StreamSource) bool {
+		return s.Name == owner && s.External == nil && (s.FilterSubject == "" || subjectMatches(s.FilterSubject, subject))
+	})
+}
+
+func union(a, b []string) []string {
+	u := slices.Clone(a)
+	for _, s := range b {
+		if !slices.Contains(u, s) {
+			u = append(u, s)
+		}
+	}
+	return u
+}
+
+func without(list []string, s string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(x string) bool { return x == s })
+}
+
+func unionSources(a, b []*jetstream.StreamSource) []*jetstream.StreamSource {
+	u := slices.Clone(a)
+	for _, s := range b {
+		if !slices.ContainsFunc(u, func(x *jetstream.StreamSource) bool { return reflect.DeepEqual(x, s) }) {
+			u = append(u, s)
+		}
+	}
+	return u
+}
+
+func quoted(names []string) string {
+	q := make([]string, len(names))
+	for i, n := range names {
+		q[i] = fmt.Sprintf("%q", n)
+	}
+	return strings.Join(q, ", ")
+}
