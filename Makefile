@@ -1,0 +1,121 @@
+# Tasks of this repository. `make` alone lists them.
+
+.DEFAULT_GOAL := help
+# The steps of a check run in the order they are written, also with -j.
+.NOTPARALLEL:
+
+# Use the Go that is installed and never download another one in passing.
+export GOTOOLCHAIN := local
+# No version-control stamp: a checkout owned by another user builds, too.
+export GOFLAGS := $(strip $(shell go env GOFLAGS) -buildvcs=false)
+
+# Developer tools have a module of their own, so that nothing they need reaches
+# go.mod. Go builds them on first use and caches the result.
+tool := go tool -modfile="$(CURDIR)/tools/go.mod"
+
+# Modules inside this one, as far as they exist. tools has no code of its own.
+inner := $(filter-out tools,$(patsubst %/go.mod,%,$(wildcard */go.mod examples/*/go.mod)))
+
+# Settings of the tasks: make unit PKG=./mono RUN=TestStop
+PKG       ?= ./...
+RUN       ?=
+TIMEOUT   ?= 10m
+BENCH     ?= .
+BENCHTIME ?= 1s
+COUNT     ?= 1
+
+.PHONY: help
+help: ## list the tasks
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  unit, race, bench and cover take PKG=./mono, RUN=TestName, TIMEOUT=10m;"
+	@echo "  bench takes BENCH=Name, BENCHTIME=1s and COUNT=10 as well."
+
+.PHONY: test
+test: race-ready check-fmt check-tidy vet lint build race ## the whole check: what must pass before a change lands
+
+.PHONY: unit
+unit: ## only the tests, without the race detector
+	@echo "==> run the tests"
+	@go test -timeout=$(TIMEOUT) -run='$(RUN)' $(PKG)
+
+.PHONY: race
+race: race-ready ## only the tests, with the race detector and in random order
+	@echo "==> run the tests with the race detector, in random order"
+	@go test -race -shuffle=on -timeout=$(TIMEOUT) -run='$(RUN)' $(PKG)
+
+.PHONY: lint
+lint: ## run the linters
+	@echo "==> lint"
+	@$(tool) golangci-lint run ./...
+	@for m in $(inner); do echo "==> lint $$m"; (cd "$$m" && $(tool) golangci-lint run ./...) || exit 1; done
+
+.PHONY: fmt
+fmt: ## format the code
+	@echo "==> format"
+	@$(tool) golangci-lint fmt
+
+.PHONY: tidy
+tidy: ## tidy go.mod and go.sum of every module
+	@for m in . tools $(inner); do echo "==> tidy $$m"; (cd "$$m" && go mod tidy) || exit 1; done
+
+.PHONY: bench
+bench: ## run the benchmarks
+	@echo "==> run the benchmarks"
+	@go test -run='^$$' -bench='$(BENCH)' -benchmem -benchtime=$(BENCHTIME) -count=$(COUNT) -timeout=0 $(PKG)
+
+.PHONY: cover
+cover: ## run the tests and report what they reach (coverage.out, coverage.html)
+	@echo "==> run the tests with coverage"
+	@go test -timeout=$(TIMEOUT) -run='$(RUN)' -covermode=atomic -coverpkg=./... -coverprofile=coverage.out $(PKG)
+	@go tool cover -html=coverage.out -o coverage.html
+	@go tool cover -func=coverage.out | tail -n 1
+
+.PHONY: vuln
+vuln: ## look for known vulnerabilities in what we call (needs the network)
+	@echo "==> look for known vulnerabilities"
+	@$(tool) govulncheck ./...
+	@for m in $(inner); do echo "==> look for known vulnerabilities in $$m"; (cd "$$m" && $(tool) govulncheck ./...) || exit 1; done
+
+# Parts of `make test`.
+
+# The race detector needs cgo, and cgo a C compiler. Say so at once and not
+# after everything else has passed.
+.PHONY: race-ready
+race-ready:
+	@echo "==> check that the race detector can be built"
+	@cc="$$(go env CC)"; \
+	if [ "$$(go env CGO_ENABLED)" != 1 ] || ! command -v "$${cc%% *}" >/dev/null; then \
+		echo "The race detector needs cgo and a C compiler ($$cc), and one of them is missing." >&2; \
+		echo "Unset CGO_ENABLED and install the compiler (on Debian: apt-get install gcc libc6-dev)." >&2; \
+		echo "'make unit' runs the tests without the race detector." >&2; \
+		exit 1; \
+	fi
+
+.PHONY: check-fmt
+check-fmt:
+	@echo "==> check the format"
+	@$(tool) golangci-lint fmt --diff || { echo "Run 'make fmt'." >&2; exit 1; }
+
+.PHONY: check-tidy
+check-tidy:
+	@for m in . tools $(inner); do \
+		echo "==> check that $$m/go.mod is tidy"; \
+		(cd "$$m" && go mod tidy -diff) || { echo "Run 'make tidy'." >&2; exit 1; }; \
+	done
+
+.PHONY: vet
+vet:
+	@echo "==> vet"
+	@go vet ./...
+	@for m in $(inner); do echo "==> vet $$m"; (cd "$$m" && go vet ./...) || exit 1; done
+
+# 386 finds what takes int for 64 bits, Windows what takes paths and signals
+# for those of Unix.
+.PHONY: build
+build:
+	@for p in linux/amd64 linux/386 windows/amd64; do \
+		echo "==> build every package and example for $$p"; \
+		CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} go build ./... || exit 1; \
+	done
+	@for m in $(inner); do echo "==> build $$m"; (cd "$$m" && go build -o /dev/null ./...) || exit 1; done
