@@ -47,7 +47,8 @@ func (e Event[T]) ToBase() mono.BaseEventDefinition { return e.base }
 
 // Publish is [Event.PublishContext] without a context.
 func (e Event[T]) Publish(bus mono.EventBus, event T, header mono.Header) error {
-	return e.PublishContext(context.Background(), bus, event, header)
+	ctx := context.Background() //nolint:forbidigo // the caller has none to give
+	return e.PublishContext(ctx, bus, event, header)
 }
 
 // PublishContext publishes event to whoever listens now; see Publish of

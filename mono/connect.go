@@ -114,7 +114,7 @@ func (d *startDialer) Dial(network, address string) (net.Conn, error) {
 	d.detach()
 	conn, err := d.first(network, address)
 	if err == nil {
-		d.stop = context.AfterFunc(d.ctx, func() { _ = conn.Close() }) //nolint:errcheck // ends the exchange; its error says so
+		d.stop = context.AfterFunc(d.ctx, func() { _ = conn.Close() })
 	}
 	return conn, err
 }

@@ -71,7 +71,7 @@ const (
 // context.Background.
 func (m *Msg) Context() context.Context {
 	if m.ctx == nil {
-		return context.Background()
+		return context.Background() //nolint:forbidigo // there is no other
 	}
 	return m.ctx
 }

@@ -64,7 +64,8 @@ func (h warnings) Enabled(ctx context.Context, l slog.Level) bool {
 }
 
 func (h warnings) WithAttrs(as []slog.Attr) slog.Handler { return warnings{h.Handler.WithAttrs(as)} }
-func (h warnings) WithGroup(name string) slog.Handler    { return warnings{h.Handler.WithGroup(name)} }
+
+func (h warnings) WithGroup(name string) slog.Handler { return warnings{h.Handler.WithGroup(name)} }
 
 // WithName sets the App's name, which the NATS connection and the embedded
 // server carry. The default is the name of the executable.

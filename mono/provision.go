@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
 	"sync"
 	"time"
@@ -153,34 +154,24 @@ func (r *run) provisionConsumer(ctx context.Context, reg *streamRegistration) er
 // mergeConsumer puts what is asked for over what exists. Fields left at zero ask
 // for nothing: an operator's pause, or replicas, stay.
 func mergeConsumer(have, want ConsumerConfig) (merged ConsumerConfig, changed bool) {
+	if len(want.Metadata) > 0 {
+		metadata := maps.Clone(want.Metadata)
+		for k, v := range have.Metadata { // the server adds its own
+			if _, asked := metadata[k]; !asked {
+				metadata[k] = v
+			}
+		}
+		want.Metadata = metadata
+	}
 	merged = have
 	m, w := reflect.ValueOf(&merged).Elem(), reflect.ValueOf(want)
 	for i := range w.NumField() {
-		switch {
-		case w.Field(i).IsZero():
-		case w.Type().Field(i).Name == "Metadata": // the server adds its own
-			for k, v := range want.Metadata {
-				if merged.Metadata[k] != v {
-					if !changed || reflect.DeepEqual(merged.Metadata, have.Metadata) {
-						merged.Metadata = cloneMap(merged.Metadata)
-					}
-					merged.Metadata[k], changed = v, true
-				}
-			}
-		case !reflect.DeepEqual(w.Field(i).Interface(), m.Field(i).Interface()):
+		if !w.Field(i).IsZero() && !reflect.DeepEqual(w.Field(i).Interface(), m.Field(i).Interface()) {
 			m.Field(i).Set(w.Field(i))
 			changed = true
 		}
 	}
 	return merged, changed
-}
-
-func cloneMap(m map[string]string) map[string]string {
-	c := make(map[string]string, len(m)+1)
-	for k, v := range m {
-		c[k] = v
-	}
-	return c
 }
 
 // restore brings back a consumer that is gone, and with it whatever else of the

@@ -219,7 +219,7 @@ func (p *asyncPublisher) resend(token uint64) {
 
 // finish makes the outcome known and frees the place. p.mu is held.
 func (p *asyncPublisher) finish(f *PubAckFuture, ack *PubAck, err error) {
-	slot := int(f.token & (1<<asyncSlotBits - 1)) //nolint:gosec // masked
+	slot := int(f.token & (1<<asyncSlotBits - 1))
 	if p.pending[slot] != f {
 		return
 	}

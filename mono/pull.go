@@ -281,7 +281,7 @@ func (p *puller) run() {
 // retryWait spreads the clients that were refused together.
 func retryWait() time.Duration {
 	const least, spread = 200 * time.Millisecond, 200 * time.Millisecond
-	return least + rand.N(spread)
+	return least + rand.N(spread) //nolint:gosec // nobody gains by guessing it
 }
 
 func (p *puller) extendLeases(now time.Time, lease time.Duration) {

@@ -63,7 +63,8 @@ type EventRegistry interface {
 	// that are taken, [ErrInvalidConfig] with everything that is wrong with
 	// config. Streams that contradict each other or the server's are reported
 	// by Start.
-	RegisterEventStreamConsumer(event BaseEventDefinition, config StreamConsumerConfig, handler EventStreamConsumerHandler, module Module) error
+	RegisterEventStreamConsumer(event BaseEventDefinition, config StreamConsumerConfig,
+		handler EventStreamConsumerHandler, module Module) error
 
 	sealed()
 }
@@ -176,7 +177,9 @@ func (r *registry) GetAllEvents() []BaseEventDefinition {
 	return all
 }
 
-func (r *registry) RegisterEventConsumer(event BaseEventDefinition, handler EventConsumerHandler, module Module, queueGroup ...string) error {
+func (r *registry) RegisterEventConsumer(event BaseEventDefinition,
+	handler EventConsumerHandler, module Module, queueGroup ...string,
+) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	info, err := r.check(event, module, handler == nil)
@@ -206,7 +209,9 @@ func (r *registry) RegisterEventConsumer(event BaseEventDefinition, handler Even
 	return nil
 }
 
-func (r *registry) RegisterEventStreamConsumer(event BaseEventDefinition, config StreamConsumerConfig, handler EventStreamConsumerHandler, module Module) error {
+func (r *registry) RegisterEventStreamConsumer(event BaseEventDefinition, config StreamConsumerConfig,
+	handler EventStreamConsumerHandler, module Module,
+) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	info, err := r.check(event, module, handler == nil)

@@ -68,5 +68,6 @@ func (p RetryPolicy) delay(attempt uint64) time.Duration {
 			break
 		}
 	}
-	return time.Duration(float64(d) * (1 - backoffJitter + 2*backoffJitter*rand.Float64()))
+	jitter := 1 - backoffJitter + 2*backoffJitter*rand.Float64() //nolint:gosec // nobody gains by guessing it
+	return time.Duration(float64(d) * jitter)
 }

@@ -208,8 +208,7 @@ func (r *run) stop(ctx context.Context) error {
 	defer cancel()
 	var errs []error
 	errs = append(errs, r.stopConsumers(ctx, soft))
-	for i := len(r.modules) - 1; i >= 0; i-- {
-		m := r.modules[i]
+	for _, m := range slices.Backward(r.modules) {
 		if err := stopModule(ctx, m); err != nil {
 			errs = append(errs, fmt.Errorf("stop module %q: %w", m.Name(), err))
 		}

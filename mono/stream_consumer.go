@@ -358,7 +358,8 @@ func (c *streamConsumer) report(level slog.Level, text string, m *Msg, err error
 		attrs = append(attrs,
 			slog.Uint64("stream_sequence", m.meta.Sequence.Stream), slog.Uint64("attempt", m.meta.NumDelivered))
 	}
-	c.rt.log.LogAttrs(c.rt.base, level, text, append(attrs, errorAttrs(err, left)...)...)
+	c.rt.log.LogAttrs(c.rt.base, level, text, //nolint:sloglint // constants, a call away
+		append(attrs, errorAttrs(err, left)...)...)
 }
 
 func consumerAttrs(i Consumer) []slog.Attr {

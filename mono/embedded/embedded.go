@@ -333,8 +333,9 @@ type logger struct {
 }
 
 func (l *logger) emit(level slog.Level, format string, v []any) {
-	if l.log.Enabled(context.Background(), level) {
-		l.log.Log(context.Background(), level, "embedded NATS: "+fmt.Sprintf(format, v...))
+	ctx := context.Background() //nolint:forbidigo // the server's log calls have none
+	if l.log.Enabled(ctx, level) {
+		l.log.LogAttrs(ctx, level, "embedded NATS server", slog.String("says", fmt.Sprintf(format, v...)))
 	}
 }
 

@@ -18,6 +18,11 @@ import (
 // Timeout bounds what the helpers wait for: a server to start, an App to stop.
 const Timeout = 30 * time.Second
 
+func timeout() (context.Context, context.CancelFunc) {
+	// Not the test's context: that has ended when clean-up begins.
+	return context.WithTimeout(context.Background(), Timeout) //nolint:forbidigo // see above
+}
+
 // A TestServer is a NATS server with JetStream on a loopback port, behind a
 // password, with its streams in a folder that ends with the test.
 type TestServer struct {
@@ -71,7 +76,7 @@ func (s *TestServer) Start() {
 	if s.server != nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), Timeout)
+	ctx, cancel := timeout()
 	defer cancel()
 	server, err := embedded.Start(ctx, s.cfg)
 	if err != nil {
@@ -91,7 +96,7 @@ func (s *TestServer) Stop() {
 	if s.server == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), Timeout)
+	ctx, cancel := timeout()
 	defer cancel()
 	if err := s.server.Stop(ctx); err != nil {
 		s.tb.Errorf("monotest: %v", err)
@@ -128,13 +133,13 @@ func AppWith(tb testing.TB, opts []mono.Option, modules ...mono.Module) *mono.Ap
 	if err := app.Register(modules...); err != nil {
 		tb.Fatalf("monotest: %v", err)
 	}
-	start, cancel := context.WithTimeout(context.Background(), Timeout)
+	start, cancel := timeout()
 	defer cancel()
 	if err := app.Start(start); err != nil {
 		tb.Fatalf("monotest: %v", err)
 	}
 	tb.Cleanup(func() {
-		stop, cancel := context.WithTimeout(context.Background(), Timeout)
+		stop, cancel := timeout()
 		defer cancel()
 		if err := app.Stop(stop); err != nil {
 			tb.Errorf("monotest: %v", err)
