@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -25,8 +26,9 @@ const (
 func (r *run) provision(ctx context.Context) error {
 	r.topologyMu.Lock()
 	defer r.topologyMu.Unlock()
-	if len(r.streamRegs) == 0 && !r.hasJetStream(ctx) {
-		return nil // core events only, on a server without JetStream
+	if len(r.streamRegs) == 0 {
+		r.lookForStreams(ctx)
+		return nil
 	}
 	for try := 1; ; try++ {
 		err := r.provisionOnce(ctx)
@@ -61,9 +63,21 @@ func provisionRetry(err error) (unready, raced bool) {
 	return false, false
 }
 
-func (r *run) hasJetStream(ctx context.Context) bool {
-	_, err := r.js.AccountInfo(ctx)
-	return err == nil
+// lookForStreams finds the streams of others that store this App's events, for
+// an App that needs none itself. A server without JetStream, or one that does
+// not let us ask, is no reason not to start.
+func (r *run) lookForStreams(ctx context.Context) {
+	const limit = 2 * time.Second
+	if len(r.app.registry.GetAllEvents()) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err := r.provisionOnce(ctx)
+	if err != nil && !errors.Is(err, jetstream.ErrJetStreamNotEnabled) && !errors.Is(err, nats.ErrNoResponders) {
+		r.log.LogAttrs(r.base, slog.LevelWarn, "streams not listed; events of streams made elsewhere are published over core NATS",
+			errorAttrs(err, 0)...)
+	}
 }
 
 func (r *run) provisionOnce(ctx context.Context) error {
@@ -81,8 +95,17 @@ func (r *run) provisionOnce(ctx context.Context) error {
 		}
 	}
 	r.topology.Store(t)
+	streams := make(map[string]jetstream.Stream)
 	for _, reg := range r.streamRegs {
-		if err := r.provisionConsumer(ctx, reg); err != nil {
+		stream := streams[reg.info.Stream]
+		if stream == nil {
+			if stream, err = r.js.Stream(ctx, reg.info.Stream); err != nil {
+				return fmt.Errorf("look up stream %q: %w", reg.info.Stream, jetStreamError(err))
+			}
+			streams[reg.info.Stream] = stream
+			r.created[reg.info.Stream] = stream.CachedInfo().Created
+		}
+		if err := r.provisionConsumer(ctx, stream, reg); err != nil {
 			return fmt.Errorf("consumer %q of stream %q, of module %q for event %s: %w",
 				reg.info.Durable, reg.info.Stream, reg.info.Module, reg.info.Event, jetStreamError(err))
 		}
@@ -100,29 +123,21 @@ func (r *run) listStreams(ctx context.Context) ([]StreamConfig, error) {
 }
 
 func (r *run) change(ctx context.Context, c streamChange) error {
-	act, what := r.js.UpdateStream, "stream changed"
+	act, verb := r.js.UpdateStream, "update"
 	if c.create {
-		act, what = r.js.CreateStream, "stream created"
+		act, verb = r.js.CreateStream, "create"
 	}
 	if _, err := act(ctx, c.cfg); err != nil {
-		verb := "change"
-		if c.create {
-			verb = "create"
-		}
 		return fmt.Errorf("%s stream %q: %w", verb, c.cfg.Name, jetStreamError(err))
 	}
-	r.log.LogAttrs(r.base, slog.LevelInfo, what, slog.String("stream", c.cfg.Name), slog.String("change", c.why))
+	r.log.LogAttrs(r.base, slog.LevelInfo, "stream arranged",
+		slog.String("stream", c.cfg.Name), slog.String("done", verb), slog.String("why", c.why))
 	return nil
 }
 
 // provisionConsumer creates a durable consumer, or brings the settings of an
 // existing one up to date, which its position survives.
-func (r *run) provisionConsumer(ctx context.Context, reg *streamRegistration) error {
-	stream, err := r.js.Stream(ctx, reg.info.Stream)
-	if err != nil {
-		return err
-	}
-	r.created[reg.info.Stream] = stream.CachedInfo().Created
+func (r *run) provisionConsumer(ctx context.Context, stream jetstream.Stream, reg *streamRegistration) error {
 	want := reg.serverConfig()
 	cons, err := stream.Consumer(ctx, want.Durable)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {

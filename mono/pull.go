@@ -99,11 +99,9 @@ func (p *puller) start() error {
 // receive takes what the server sends: messages and notices about requests.
 func (p *puller) receive(nm *nats.Msg) {
 	p.activity.Add(1)
-	if len(nm.Data) == 0 && nm.Header != nil {
-		if status := nm.Header.Get("Status"); status != "" {
-			p.notice(status, nm.Header)
-			return
-		}
+	if nm.Reply == "" { // what can be settled has one
+		p.notice(nm.Header.Get("Status"), nm.Header)
+		return
 	}
 	m, ok := p.c.toMsg(nm)
 	if !ok {
@@ -141,8 +139,8 @@ func (p *puller) notice(status string, h Header) {
 		conflict     = "409"
 		noResponders = "503"
 	)
-	if status == heartbeat {
-		return
+	if status == "" || status == heartbeat {
+		return // no notice at all, or one that changes nothing
 	}
 	// The server says how much of the request it did not fill. Where it does
 	// not, nothing is known about any request: start afresh.
