@@ -1,0 +1,242 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/monotel/monotel/mono/monotest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// outcomes are texts of which each run that takes a whole round of customers
+// shows every one.
+var outcomes = []string{
+	"created", "broken message", "confirmation sent",
+	"audited            at once", "audited            on attempt 2", "audited            on attempt 3",
+	"retry 1 of 3", "retry 2 of 3", "retry 3 of 3",
+	"gave up            after 4 attempts", "rejected", "not decodable",
+}
+
+func TestRun(t *testing.T) {
+	t.Parallel()
+
+	tests := []struct {
+		name string
+		args func(t *testing.T) []string
+	}{
+		{name: "in a temporary folder", args: func(*testing.T) []string { return nil }},
+		{name: "in a folder", args: func(t *testing.T) []string {
+			t.Helper()
+			return []string{"-store", filepath.Join(t.TempDir(), "orders")}
+		}},
+		{name: "on a server", args: func(t *testing.T) []string {
+			t.Helper()
+			return []string{"-server", monotest.Server(t).URL()}
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			out := runOrders(t.Context(), t, append(tt.args(t), "-for", "2s", "-rate", "20")...)
+			for _, text := range outcomes {
+				if !strings.Contains(out, text) {
+					t.Errorf("no line says %q", text)
+				}
+			}
+			sum := readSummary(t, out)
+			for _, row := range []string{"published", "audited", "gave up", "rejected", "not decodable", "confirmations"} {
+				if sum[row] == 0 {
+					t.Errorf("the summary has 0 for %q", row)
+				}
+			}
+			// Nobody else was there, so what the server has left must be what
+			// this run did not see dealt with.
+			for _, row := range []string{"found", "handled elsewhere", "not published"} {
+				if n, ok := sum[row]; ok {
+					t.Errorf("the summary has %d for %q, want no such row", n, row)
+				}
+			}
+			// The rows are what the lines said.
+			for row, line := range map[string]string{
+				"audited": ` audited   +(at once|on attempt)`, "gave up": ` gave up   `, "rejected": ` rejected   `,
+				"not decodable": ` not decodable  .* message `, "confirmations": ` confirmation sent `,
+			} {
+				if n := len(regexp.MustCompile(`(?m)^ +[0-9.]+s .*`+line).FindAllString(out, -1)); n != sum[row] {
+					t.Errorf("the summary has %d for %q, %d lines say so", sum[row], row, n)
+				}
+			}
+			if t.Failed() {
+				t.Log(out)
+			}
+		})
+	}
+}
+
+// What waits for its next attempt when a run is interrupted is not lost: the
+// next run on the same folder finds it.
+func TestRun_interrupted(t *testing.T) {
+	t.Parallel()
+	store := filepath.Join(t.TempDir(), "orders")
+
+	ctx, interrupt := context.WithCancel(t.Context())
+	defer interrupt()
+	out := &output{text: "retry 3 of 3", seen: interrupt} // the next attempt is in 2 s
+	first := readSummary(t, runOrdersTo(ctx, t, out, "-store", store, "-for", "0", "-rate", "5"))
+	if first["still waiting"] == 0 {
+		t.Errorf("nothing is waiting after an interrupt in the middle of retries\n%s", out)
+	}
+
+	text := runOrders(t.Context(), t, "-store", store, "-for", "1ms")
+	second := readSummary(t, text)
+	if second["found"] != first["still waiting"] {
+		t.Errorf("the second run found %d messages, the first had left %d\n%s\n%s", second["found"], first["still waiting"], out, text)
+	}
+	if !strings.Contains(text, "from another run") {
+		t.Errorf("no line says that an order is of another run\n%s", text)
+	}
+}
+
+func TestRun_removesTemporaryFolder(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
+	t.Setenv("TMP", dir) // on Windows
+	ctx, interrupt := context.WithCancel(t.Context())
+	defer interrupt()
+	runOrdersTo(ctx, t, &output{text: "audited", seen: interrupt})
+	left, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(left) > 0 {
+		t.Errorf("%q is left in the folder for temporary files", left[0].Name())
+	}
+}
+
+func TestRun_usage(t *testing.T) {
+	t.Parallel()
+
+	tests := []struct {
+		name       string
+		give       []string
+		want       int
+		wantStdout string
+		wantStderr string
+	}{
+		{name: "help", give: []string{"-help"}, want: exitOK, wantStdout: "go run ./examples/orders -for 30s"},
+		{name: "unknown flag", give: []string{"-fast"}, want: exitUsage, wantStderr: "-fast"},
+		{name: "argument", give: []string{"now"}, want: exitUsage, wantStderr: `"now"`},
+		{name: "negative time", give: []string{"-for", "-1s"}, want: exitUsage, wantStderr: "-for"},
+		{name: "no rate", give: []string{"-rate", "0"}, want: exitUsage, wantStderr: "-rate"},
+		{name: "rate that is no number", give: []string{"-rate", "NaN"}, want: exitUsage, wantStderr: "-rate"},
+		{name: "server and folder", give: []string{"-server", "a", "-store", "b"}, want: exitUsage, wantStderr: "-store"},
+		{name: "no server there", give: []string{"-server", "nats://u:secret@127.0.0.1:1"}, want: exitFailed, wantStderr: "connect to NATS"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			var stdout, stderr bytes.Buffer
+			if got := run(t.Context(), tt.give, &stdout, &stderr); got != tt.want {
+				t.Errorf("exit code %d, want %d", got, tt.want)
+			}
+			if !strings.Contains(stdout.String(), tt.wantStdout) {
+				t.Errorf("standard output lacks %q:\n%s", tt.wantStdout, &stdout)
+			}
+			if !strings.Contains(stderr.String(), tt.wantStderr) || tt.wantStderr == "" && stderr.Len() > 0 {
+				t.Errorf("standard error is %q, want %q in it", &stderr, tt.wantStderr)
+			}
+			if strings.Contains(stdout.String()+stderr.String(), "secret") {
+				t.Error("the password is shown")
+			}
+		})
+	}
+}
+
+// runOrders runs the program and returns what it wrote.
+func runOrders(ctx context.Context, t *testing.T, args ...string) string {
+	t.Helper()
+	return runOrdersTo(ctx, t, &output{}, args...)
+}
+
+func runOrdersTo(ctx context.Context, t *testing.T, out *output, args ...string) string {
+	t.Helper()
+	// A run that hangs is interrupted and shows its summary.
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	var stderr bytes.Buffer
+	if code := run(ctx, args, out, &stderr); code != exitOK || stderr.Len() > 0 {
+		t.Fatalf("exit code %d\n%s\n%s", code, &stderr, out)
+	}
+	if strings.Contains(out.String(), "\x1b") {
+		t.Error("there are colours, and no terminal")
+	}
+	return out.String()
+}
+
+// readSummary returns the summary's rows and checks that they add up.
+func readSummary(t *testing.T, out string) map[string]int {
+	t.Helper()
+	_, text, ok := strings.Cut(out, "\nSummary after ")
+	if !ok {
+		t.Fatalf("no summary\n%s", out)
+	}
+	rows := make(map[string]int)
+	for _, m := range regexp.MustCompile(`(?m)^ +(\d+) {2}(\w+( \w+)*)(?: {2}|$)`).FindAllStringSubmatch(text, -1) {
+		n, err := strconv.Atoi(m[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		rows[m[2]] = n
+	}
+	const all = "in all"
+	for _, row := range []string{"published", all, "audited", "gave up", "rejected", "not decodable", "still waiting", "confirmations"} {
+		if _, ok := rows[row]; !ok {
+			t.Errorf("the summary has no row %q\n%s", row, text)
+		}
+	}
+	if n := rows["published"] + rows["found"]; n != rows[all] {
+		t.Errorf("published and found are %d, in all %d\n%s", n, rows[all], text)
+	}
+	sum := 0
+	for _, row := range []string{"audited", "gave up", "rejected", "not decodable", "still waiting", "handled elsewhere"} {
+		sum += rows[row]
+	}
+	if sum != rows[all] {
+		t.Errorf("the outcomes add up to %d, not %d\n%s", sum, rows[all], text)
+	}
+	return rows
+}
+
+// An output collects what is written and calls seen when text is in it.
+type output struct {
+	text string
+	seen func()
+
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.seen != nil && bytes.Contains(p, []byte(o.text)) {
+		o.seen()
+	}
+	return o.buf.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
+}
