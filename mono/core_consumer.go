@@ -81,11 +81,21 @@ func (c *coreConsumer) report(err error) {
 
 // stop handles what has arrived and returns, or returns with soft.
 func (c *coreConsumer) stop(soft context.Context) {
-	if c.sub.Drain() != nil { // the connection is closed
+	endIntake(soft, c.rt.nc, c.sub, c.drained)
+}
+
+// endIntake lets a subscription hand over what the server has sent already, and
+// no more. It returns when that is done, or with ctx.
+func endIntake(ctx context.Context, nc *nats.Conn, sub *nats.Subscription, drained <-chan struct{}) {
+	end := sub.Drain
+	if !nc.IsConnected() {
+		end = sub.Unsubscribe // a drain would wait for the server's answer
+	}
+	if end() != nil { // the connection is closed
 		return
 	}
 	select {
-	case <-c.drained:
-	case <-soft.Done():
+	case <-drained:
+	case <-ctx.Done():
 	}
 }

@@ -344,13 +344,7 @@ func (p *puller) forget() {
 // already on its way has arrived, or with ctx.
 func (p *puller) stopIntake(ctx context.Context) {
 	p.stopping.Store(true)
-	if p.sub.Drain() != nil { // the connection is closed
-		return
-	}
-	select {
-	case <-p.drained:
-	case <-ctx.Done():
-	}
+	endIntake(ctx, p.c.rt.nc, p.sub, p.drained)
 }
 
 // stop ends run, and with it the leases.
