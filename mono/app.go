@@ -21,7 +21,7 @@ type App struct {
 	bus      *bus
 	registry registry
 
-	lifecycle sync.Mutex // held by Register, Start and Stop
+	lifecycle chan struct{} // holds a value while Register, Start or Stop is at work
 	modules   []Module
 	run       *run // guarded by mu and lifecycle: read under either, written under both
 	mu        sync.RWMutex
@@ -40,15 +40,19 @@ func New(opts ...Option) (*App, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("new app: %w", err)
 	}
-	return &App{cfg: cfg, bus: newBus(cfg.middleware)}, nil
+	return &App{cfg: cfg, bus: newBus(cfg.middleware), lifecycle: make(chan struct{}, 1)}, nil
 }
 
 // Register adds modules. They start in the order of registration and stop in
 // reverse. The error names every module that is nil, has an invalid name or one
 // that is taken; then none is added. After Start it returns [ErrAlreadyStarted].
 func (a *App) Register(modules ...Module) error {
-	a.lifecycle.Lock()
-	defer a.lifecycle.Unlock()
+	select {
+	case a.lifecycle <- struct{}{}:
+		defer a.unlock()
+	default:
+		return fmt.Errorf("register modules: %w: it is starting or stopping", ErrAlreadyStarted)
+	}
 	if a.run != nil {
 		return fmt.Errorf("register modules: %w", ErrAlreadyStarted)
 	}
@@ -86,13 +90,15 @@ func (a *App) Register(modules ...Module) error {
 // wrong with the registrations at once. An App that was stopped may be started
 // again.
 func (a *App) Start(ctx context.Context) error {
-	a.lifecycle.Lock()
-	defer a.lifecycle.Unlock()
+	if err := a.lock(ctx); err != nil {
+		return fmt.Errorf("start app %q: %w", a.cfg.name, err)
+	}
+	defer a.unlock()
 	if a.run != nil {
 		return ErrAlreadyStarted
 	}
 	r := newRun(ctx, a)
-	if err := r.start(ctx); err != nil {
+	if err := startRun(ctx, r); err != nil {
 		// The undoing has a time of its own: ctx may be what ended the start.
 		undo, cancel := context.WithTimeout(r.base, a.cfg.shutdownTimeout)
 		defer cancel()
@@ -104,6 +110,29 @@ func (a *App) Start(ctx context.Context) error {
 	a.setRun(r)
 	return nil
 }
+
+// startRun contains panics of the modules' other methods, so that what was begun
+// is undone.
+func startRun(ctx context.Context, r *run) (err error) {
+	defer recoverPanic(&err)
+	return r.start(ctx)
+}
+
+func (a *App) lock(ctx context.Context) error {
+	select {
+	case a.lifecycle <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case a.lifecycle <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("another Start or Stop is at work: %w", context.Cause(ctx))
+	}
+}
+
+func (a *App) unlock() { <-a.lifecycle }
 
 func (a *App) setRun(r *run) {
 	a.mu.Lock()
@@ -121,8 +150,10 @@ func (a *App) setRun(r *run) {
 // Without a deadline Stop waits for as long as handlers take. Stop before Start
 // and a second Stop do nothing.
 func (a *App) Stop(ctx context.Context) error {
-	a.lifecycle.Lock()
-	defer a.lifecycle.Unlock()
+	if err := a.lock(ctx); err != nil {
+		return fmt.Errorf("stop app %q: %w", a.cfg.name, err)
+	}
+	defer a.unlock()
 	r := a.run
 	if r == nil {
 		return nil
@@ -138,18 +169,37 @@ func (a *App) Stop(ctx context.Context) error {
 
 // Run starts the App, waits until ctx ends, or until the process gets SIGINT or
 // SIGTERM, and stops it within [WithShutdownTimeout]. A second signal ends the
-// process at once. It returns nil after an orderly stop.
+// process at once. It returns nil after an orderly stop. If the connection is
+// closed for good it stops too, with an error.
 func (a *App) Run(ctx context.Context) error {
 	ctx, release := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer release()
 	if err := a.Start(ctx); err != nil {
 		return err
 	}
-	<-ctx.Done()
+	lost := a.wait(ctx)
 	release()
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.cfg.shutdownTimeout)
 	defer cancel()
-	return a.Stop(stop)
+	return errors.Join(lost, a.Stop(stop))
+}
+
+// wait waits until ctx ends, the App is stopped by somebody else, or its
+// connection is lost for good, which is an error.
+func (a *App) wait(ctx context.Context) error {
+	r := a.current()
+	if r == nil {
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-r.closed:
+	}
+	if r.closing.Load() {
+		return nil
+	}
+	return fmt.Errorf("run app %q: %w", a.cfg.name, nats.ErrConnectionClosed)
 }
 
 // Bus returns the App's event bus. It may be kept, and works while the App runs.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"sync/atomic"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -71,6 +72,7 @@ type bus struct {
 // A publishCall carries one publish through the middleware.
 type publishCall struct {
 	mode   publishMode
+	sent   bool // the innermost func succeeded
 	ack    *PubAck
 	future *PubAckFuture
 }
@@ -141,7 +143,14 @@ func (b *bus) through(ctx context.Context, msg *Msg, call *publishCall) (err err
 	}
 	defer recoverPanic(&err)
 	c := &Msg{Subject: msg.Subject, Data: msg.Data, Header: cloneHeader(msg.Header), ctx: msg.ctx}
-	return b.publish(context.WithValue(ctx, publishCallKey{}, call), c)
+	if err := b.publish(context.WithValue(ctx, publishCallKey{}, call), c); err != nil {
+		return err
+	}
+	if !call.sent {
+		return fmt.Errorf("publish on %q: %w: a middleware returned nil and did not publish; it must call next or return an error",
+			msg.Subject, ErrInvalidConfig)
+	}
+	return nil
 }
 
 func (b *bus) send(ctx context.Context, msg *Msg, call *publishCall) error {
@@ -151,12 +160,13 @@ func (b *bus) send(ctx context.Context, msg *Msg, call *publishCall) error {
 	}
 	switch call.mode {
 	case publishCore:
-		return r.publishCore(ctx, nm)
+		err = r.publishCore(ctx, nm)
 	case publishStream:
 		call.ack, err = r.publishStream(ctx, nm)
 	case publishAsync:
 		call.future, err = r.async.publish(ctx, nm)
 	}
+	call.sent = err == nil
 	return err
 }
 
@@ -201,6 +211,10 @@ func (r *run) publishCore(ctx context.Context, nm *nats.Msg) error {
 
 func (r *run) publishStream(ctx context.Context, nm *nats.Msg) (*PubAck, error) {
 	ack, err := r.js.PublishMsg(ctx, nm)
+	if errors.Is(err, jetstream.ErrNoStreamResponse) && r.storesSubject(nm.Subject) && r.restore(time.Now()) == nil {
+		// The stream was there when we started. It is again.
+		ack, err = r.js.PublishMsg(ctx, nm)
+	}
 	if err != nil {
 		return nil, r.publishError(nm, err)
 	}
@@ -235,6 +249,7 @@ const (
 	codeTemporarilyUnavailable = 10008
 	codeMsgTooLarge            = 10054
 	codeStreamNameExists       = 10058
+	codeConsumerExists         = 10148
 	codeSubjectsOverlap        = 10065
 	codeStreamStoreFailed      = 10077
 )

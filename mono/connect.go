@@ -18,6 +18,7 @@ func (r *run) connect(ctx context.Context, url string, opts []nats.Option) error
 	o.Url = url
 	o.Name = r.app.cfg.name
 	o.MaxReconnect = -1
+	o.IgnoreAuthErrorAbort = true // a password that is being changed is no reason to give up
 	for _, opt := range opts {
 		if opt == nil {
 			continue
@@ -26,7 +27,9 @@ func (r *run) connect(ctx context.Context, url string, opts []nats.Option) error
 			return fmt.Errorf("NATS option: %w", err)
 		}
 	}
-	dialer := &startDialer{next: o.CustomDialer, ctx: ctx, timeout: o.Timeout}
+	// A server that is not there fails the start, which may be repeated.
+	o.RetryOnFailedConnect = false
+	dialer := &startDialer{ctx: ctx, next: o.CustomDialer, net: netDialer(&o)}
 	if o.InProcessServer == nil {
 		o.CustomDialer = dialer
 	}
@@ -38,12 +41,26 @@ func (r *run) connect(ctx context.Context, url string, opts []nats.Option) error
 		}
 		return err
 	}
-	if !dialer.detach() {
-		nc.Close()
+	r.nc = nc
+	ok := dialer.detach()
+	dialer.started.Store(true)
+	if !ok {
 		return context.Cause(ctx)
 	}
-	r.nc = nc
 	return nil
+}
+
+// netDialer is the dialer that nats.go would use without ours.
+func netDialer(o *nats.Options) *net.Dialer {
+	d := &net.Dialer{Timeout: o.Timeout}
+	if o.Dialer != nil { // deprecated, but nats.Dialer still sets it
+		given := *o.Dialer
+		d = &given
+	}
+	if o.AllowMultipathTCP != nil {
+		d.SetMultipathTCP(*o.AllowMultipathTCP)
+	}
+	return d
 }
 
 // observe puts the App's callbacks before the user's.
@@ -54,8 +71,11 @@ func (r *run) observe(o *nats.Options) {
 			r.log.LogAttrs(r.base, slog.LevelWarn, "connection to NATS lost, reconnecting", errorAttrs(err, 0)...)
 			r.async.failAll(ErrDisconnected, time.Now())
 		}
-		if disconnected != nil {
+		switch {
+		case disconnected != nil:
 			disconnected(nc, err)
+		case o.DisconnectedCB != nil: // deprecated, and ours to call: nats.go calls one of the two
+			o.DisconnectedCB(nc)
 		}
 	}
 	reconnected := o.ReconnectedCB
@@ -94,10 +114,10 @@ func (r *run) observe(o *nats.Options) {
 // and what the client and the server say to each other before Connect returns.
 // Reconnects are later, and not bound by it.
 type startDialer struct {
-	next    nats.CustomDialer
-	ctx     context.Context //nolint:containedctx // nats.go's Dial has no context
-	timeout time.Duration
-	stop    func() bool
+	ctx     context.Context   //nolint:containedctx // nats.go's Dial has no context
+	next    nats.CustomDialer // the user's, or nil
+	net     *net.Dialer
+	stop    func() bool // unties the connection from ctx
 	started atomic.Bool
 }
 
@@ -106,7 +126,7 @@ func (d *startDialer) Dial(network, address string) (net.Conn, error) {
 		if d.next != nil {
 			return d.next.Dial(network, address)
 		}
-		return (&net.Dialer{Timeout: d.timeout}).Dial(network, address)
+		return d.net.Dial(network, address)
 	}
 	if d.ctx.Err() != nil {
 		return nil, context.Cause(d.ctx)
@@ -123,7 +143,7 @@ func (d *startDialer) first(network, address string) (net.Conn, error) {
 	if d.next != nil {
 		return d.next.Dial(network, address)
 	}
-	return (&net.Dialer{Timeout: d.timeout}).DialContext(d.ctx, network, address)
+	return d.net.DialContext(d.ctx, network, address)
 }
 
 // detach frees the connection from the context. It returns false when the

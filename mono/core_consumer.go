@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -17,13 +18,17 @@ type coreConsumer struct {
 	handle  HandleFunc // nil without middleware
 	handler EventConsumerHandler
 	limiter logLimiter
+	busy    sync.Mutex // held while the handler runs
 
+	mu      sync.Mutex
 	sub     *nats.Subscription
-	drained chan struct{}
+	drained chan struct{} // closed when sub has handed over its last message
+	close   func()        // closes drained, once
+	stopped bool
 }
 
 func newCoreConsumer(rt *run, r *coreRegistration, mw []Middleware) *coreConsumer {
-	c := &coreConsumer{rt: rt, info: r.info, handler: r.handler, drained: make(chan struct{})}
+	c := &coreConsumer{rt: rt, info: r.info, handler: r.handler}
 	for _, m := range mw {
 		if m.Handle != nil {
 			c.handle = chainHandle(mw, r.info, func(ctx context.Context, msgs []*Msg) error {
@@ -41,12 +46,21 @@ func newCoreConsumer(rt *run, r *coreRegistration, mw []Middleware) *coreConsume
 }
 
 func (c *coreConsumer) start() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.subscribe()
+}
+
+// subscribe makes the subscription. c.mu is held.
+func (c *coreConsumer) subscribe() error {
 	sub, err := c.rt.nc.QueueSubscribe(c.info.Event.Subject, c.info.Queue, c.receive)
 	if err != nil {
 		return fmt.Errorf("subscribe to %q: %w", c.info.Event.Subject, err)
 	}
-	sub.SetClosedHandler(func(string) { close(c.drained) })
-	c.sub = sub
+	drained := make(chan struct{})
+	c.sub, c.drained, c.close = sub, drained, sync.OnceFunc(func() { close(drained) })
+	end := c.close
+	sub.SetClosedHandler(func(string) { end() })
 	return nil
 }
 
@@ -54,10 +68,36 @@ func (c *coreConsumer) receive(nm *nats.Msg) {
 	select {
 	case <-c.rt.ready:
 	case <-c.rt.work.Done():
+	}
+	if c.rt.work.Err() != nil {
 		return
 	}
+	returned := false
+	c.busy.Lock()
+	defer func() {
+		c.busy.Unlock()
+		if !returned {
+			c.report(errGoexit)
+			c.replace()
+		}
+	}()
 	m := &Msg{Subject: nm.Subject, Data: nm.Data, Header: nm.Header, ctx: c.rt.work}
 	if err := c.call(m); err != nil {
+		c.report(err)
+	}
+	returned = true
+}
+
+// replace subscribes anew after a handler has ended the subscription's
+// goroutine, which nats.go does not notice.
+func (c *coreConsumer) replace() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.close() // nobody else will
+	if err := c.sub.Unsubscribe(); err != nil || c.stopped {
+		return
+	}
+	if err := c.subscribe(); err != nil {
 		c.report(err)
 	}
 }
@@ -65,9 +105,11 @@ func (c *coreConsumer) receive(nm *nats.Msg) {
 func (c *coreConsumer) call(m *Msg) (err error) {
 	defer recoverPanic(&err)
 	if c.handle != nil {
-		return c.handle(m.ctx, []*Msg{m})
+		err = c.handle(m.ctx, []*Msg{m})
+	} else {
+		err = c.handler(m.ctx, m)
 	}
-	return c.handler(m.ctx, m)
+	return checkedError(err)
 }
 
 func (c *coreConsumer) report(err error) {
@@ -79,9 +121,15 @@ func (c *coreConsumer) report(err error) {
 		append(consumerAttrs(c.info), errorAttrs(err, left)...)...)
 }
 
-// stop handles what has arrived and returns, or returns with soft.
+// stop handles what has arrived until soft ends, and waits for the handler.
 func (c *coreConsumer) stop(soft context.Context) {
-	endIntake(soft, c.rt.nc, c.sub, c.drained)
+	c.mu.Lock()
+	c.stopped = true
+	sub, drained := c.sub, c.drained
+	c.mu.Unlock()
+	endIntake(soft, c.rt.nc, sub, drained)
+	c.busy.Lock()   // waits for the handler
+	c.busy.Unlock() //nolint:gocritic,staticcheck // the lock is all there is to do
 }
 
 // endIntake lets a subscription hand over what the server has sent already, and

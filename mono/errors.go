@@ -1,8 +1,10 @@
 package mono
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -100,13 +102,29 @@ func (e *PanicError) Unwrap() error {
 // A DecodeError reports a payload that does not decode as the type its event
 // was defined with. Trying again cannot help, so it is not retried: a message
 // that fails with it is dead-lettered alone and the rest of its batch is
-// handled. It does not carry the payload.
+// handled. Its text does not repeat the payload; Err's may.
 type DecodeError struct {
 	Event string // the event, as module/name/version
 	Err   error  // what the codec returned
 }
 
-func (e *DecodeError) Error() string { return fmt.Sprintf("decode event %s: %v", e.Event, e.Err) }
+// Error says what is wrong and where, not with which value: the errors of
+// encoding/json and of other decoders quote the payload.
+func (e *DecodeError) Error() string {
+	var what string
+	if syntax, ok := errors.AsType[*json.SyntaxError](e.Err); ok {
+		what = fmt.Sprintf("malformed JSON at byte %d", syntax.Offset)
+	} else if typ, ok := errors.AsType[*json.UnmarshalTypeError](e.Err); ok {
+		kind, _, _ := strings.Cut(typ.Value, " ")
+		what = fmt.Sprintf("JSON %s at byte %d does not fit %v", kind, typ.Offset, typ.Type)
+		if typ.Field != "" {
+			what += fmt.Sprintf(", field %q", typ.Field)
+		}
+	} else {
+		what = fmt.Sprintf("%T", e.Err)
+	}
+	return fmt.Sprintf("decode event %s: %s", e.Event, what)
+}
 
 // Unwrap returns Err.
 func (e *DecodeError) Unwrap() error { return e.Err }

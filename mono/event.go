@@ -204,3 +204,19 @@ func subjectMatches(pattern, subject string) bool {
 	}
 	return len(ps) == len(ss)
 }
+
+// subjectsCollide reports whether some subject is covered by both patterns.
+func subjectsCollide(a, b string) bool {
+	as, bs := strings.Split(a, "."), strings.Split(b, ".")
+	for i := range max(len(as), len(bs)) {
+		switch {
+		case i == len(as) || i == len(bs):
+			return false
+		case as[i] == ">" || bs[i] == ">":
+			return true
+		case as[i] != "*" && bs[i] != "*" && as[i] != bs[i]:
+			return false
+		}
+	}
+	return true
+}

@@ -25,12 +25,14 @@ type HandleFunc func(ctx context.Context, msgs []*Msg) error
 type PublishFunc func(ctx context.Context, msg *Msg) error
 
 // Middleware wraps handling, publishing, or both; a nil field leaves that side
-// alone. Each func runs once, when an App starts, so set-up belongs in its body
-// and per-message work in what it returns.
+// alone. Publish runs once, when the App is made, and Handle once for each
+// consumer when it starts, so set-up belongs in their bodies and per-message
+// work in what they return.
 //
 // What it returns must be safe for concurrent use. A Handle that does not call
 // next decides about the messages by settling them or by its error, as a
-// handler would. A Publish may change msg.Subject, msg.Data and msg.Header: msg
+// handler would. A Publish that does not call next must return an error. It may
+// change msg.Subject, msg.Data and msg.Header: msg
 // and its header map are copies.
 type Middleware struct {
 	Handle  func(c Consumer, next HandleFunc) HandleFunc

@@ -57,7 +57,7 @@ type HealthCheckableModule interface {
 	Module
 
 	// Health returns nil while the module works, and otherwise what is wrong.
-	// It may be called at any time between Start and Stop, by several
-	// goroutines, and should return quickly.
+	// It may be called at any time after Start, by several goroutines, and
+	// should return quickly.
 	Health(ctx context.Context) error
 }

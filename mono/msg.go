@@ -58,12 +58,15 @@ type Msg struct {
 	meta     Metadata
 	touched  time.Time // when the server last heard of it; guarded by the puller's mu
 	state    atomic.Uint32
+	final    []byte // what was sent for stateSettled
 }
 
+// The states of a delivery. Only stateOpen may be settled.
 const (
-	stateOpen uint32 = iota
-	stateSettling
-	stateSettled
+	stateOpen     uint32 = iota
+	stateSettling        // a settlement is being sent
+	stateReturned        // nakked: the server delivers it again
+	stateSettled         // acked or given up: the server does not
 )
 
 // Context returns the context of this delivery: the handler's. It ends when
@@ -118,6 +121,7 @@ func (m *Msg) Fail(err error) error {
 	if err == nil {
 		return m.Ack()
 	}
+	err = checkedError(err)
 	return m.settle(settlement{kind: settleError, err: err})
 }
 
@@ -145,6 +149,6 @@ func (m *Msg) settle(s settlement) error {
 		m.state.Store(stateOpen)
 		return fmt.Errorf("settle message %d of stream %q: %w", m.meta.Sequence.Stream, m.meta.Stream, err)
 	}
-	m.state.Store(stateSettled)
+	m.state.CompareAndSwap(stateSettling, stateSettled)
 	return nil
 }

@@ -77,7 +77,8 @@ func WithName(name string) Option {
 // list, instead of starting an embedded server. opts are handed to nats.go
 // after the App's own, so TLS, credentials, nkeys and every other setting work
 // and win. Unless told otherwise the connection reconnects for ever; a server
-// that is not there when the App starts fails the start, within its context.
+// that is not there when the App starts fails the start, within its context,
+// also with nats.RetryOnFailedConnect.
 //
 // It excludes [WithStoreDir] and [WithEmbedded].
 func WithNATS(url string, opts ...nats.Option) Option {

@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"reflect"
-	"sync"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -26,6 +26,10 @@ const (
 func (r *run) provision(ctx context.Context) error {
 	r.topologyMu.Lock()
 	defer r.topologyMu.Unlock()
+	return r.provisionLocked(ctx)
+}
+
+func (r *run) provisionLocked(ctx context.Context) error {
 	if len(r.streamRegs) == 0 {
 		r.lookForStreams(ctx)
 		return nil
@@ -33,6 +37,7 @@ func (r *run) provision(ctx context.Context) error {
 	for try := 1; ; try++ {
 		err := r.provisionOnce(ctx)
 		if err == nil {
+			r.provisioned = time.Now()
 			return nil
 		}
 		unready, raced := provisionRetry(err)
@@ -57,7 +62,7 @@ func provisionRetry(err error) (unready, raced bool) {
 	switch api.ErrorCode {
 	case codeTemporarilyUnavailable:
 		return true, false
-	case codeSubjectsOverlap, codeStreamNameExists:
+	case codeSubjectsOverlap, codeStreamNameExists, codeConsumerExists:
 		return false, true
 	}
 	return false, false
@@ -81,24 +86,14 @@ func (r *run) lookForStreams(ctx context.Context) {
 }
 
 func (r *run) provisionOnce(ctx context.Context) error {
-	have, err := r.listStreams(ctx)
-	if err != nil {
-		return fmt.Errorf("list streams: %w", jetStreamError(err))
-	}
-	t, err := planTopology(r.app.registry.GetAllEvents(), r.streamRegs, have, r.app.cfg.updateStreams)
-	if err != nil {
+	if err := r.arrangeStreams(ctx, r.app.cfg.updateStreams); err != nil {
 		return err
 	}
-	for _, c := range t.changes {
-		if err := r.change(ctx, c); err != nil {
-			return err
-		}
-	}
-	r.topology.Store(t)
 	streams := make(map[string]jetstream.Stream)
 	for _, reg := range r.streamRegs {
 		stream := streams[reg.info.Stream]
 		if stream == nil {
+			var err error
 			if stream, err = r.js.Stream(ctx, reg.info.Stream); err != nil {
 				return fmt.Errorf("look up stream %q: %w", reg.info.Stream, jetStreamError(err))
 			}
@@ -109,6 +104,50 @@ func (r *run) provisionOnce(ctx context.Context) error {
 			return fmt.Errorf("consumer %q of stream %q, of module %q for event %s: %w",
 				reg.info.Durable, reg.info.Stream, reg.info.Module, reg.info.Event, jetStreamError(err))
 		}
+	}
+	return nil
+}
+
+// arrangeStreams plans and makes changes until there is nothing left to change:
+// the server has no compare-and-set for a stream's configuration, so that
+// another instance may have overwritten ours.
+func (r *run) arrangeStreams(ctx context.Context, updates bool) error {
+	for try := 1; ; try++ {
+		have, err := r.listStreams(ctx)
+		if err != nil {
+			return fmt.Errorf("list streams: %w", jetStreamError(err))
+		}
+		t, err := planTopology(r.app.registry.GetAllEvents(), r.streamRegs, have, updates)
+		if err != nil {
+			return err
+		}
+		if len(t.changes) == 0 || try == provisionTries {
+			r.topology.Store(t)
+			return nil
+		}
+		if err := r.apply(ctx, t.changes); err != nil {
+			return err
+		}
+	}
+}
+
+// apply makes the changes. When one is refused it gives subjects back that were
+// taken from streams for it.
+func (r *run) apply(ctx context.Context, changes []streamChange) error {
+	for i, c := range changes {
+		err := r.change(ctx, c)
+		if err == nil {
+			continue
+		}
+		for _, done := range slices.Backward(changes[:i]) {
+			if done.undo == nil {
+				continue
+			}
+			if _, undoErr := r.js.UpdateStream(ctx, *done.undo); undoErr != nil {
+				err = errors.Join(err, fmt.Errorf("give stream %q its subjects back: %w", done.cfg.Name, undoErr))
+			}
+		}
+		return err
 	}
 	return nil
 }
@@ -132,6 +171,10 @@ func (r *run) change(ctx context.Context, c streamChange) error {
 	}
 	r.log.LogAttrs(r.base, slog.LevelInfo, "stream arranged",
 		slog.String("stream", c.cfg.Name), slog.String("done", verb), slog.String("why", c.why))
+	if c.warn {
+		r.log.LogAttrs(r.base, slog.LevelWarn, "a stream that no module of this app names still gets the events; "+
+			"delete it if its consumer is gone, or it fills up", slog.String("stream", c.cfg.Name))
+	}
 	return nil
 }
 
@@ -166,8 +209,8 @@ func (r *run) provisionConsumer(ctx context.Context, stream jetstream.Stream, re
 	return nil
 }
 
-// mergeConsumer puts what is asked for over what exists. Fields left at zero ask
-// for nothing: an operator's pause, or replicas, stay.
+// mergeConsumer puts what is asked for over what exists. Fields left at zero that
+// have no default of ours ask for nothing: an operator's pause, or replicas, stay.
 func mergeConsumer(have, want ConsumerConfig) (merged ConsumerConfig, changed bool) {
 	if len(want.Metadata) > 0 {
 		metadata := maps.Clone(want.Metadata)
@@ -189,16 +232,18 @@ func mergeConsumer(have, want ConsumerConfig) (merged ConsumerConfig, changed bo
 	return merged, changed
 }
 
-// restore brings back a consumer that is gone, and with it whatever else of the
-// topology is. newStream reports that its stream is another one than before.
-func (r *run) restore(c *streamConsumer) (newStream bool, err error) {
+// restore brings back what is gone from the server: streams, their subjects and
+// sources, and consumers. It does nothing when that has been done since the
+// moment at which something was missed: many miss it at once.
+func (r *run) restore(missed time.Time) error {
 	ctx, cancel := context.WithTimeout(r.work, restoreTimeout)
 	defer cancel()
-	before := r.streamCreated(c.info.Stream)
-	if err := r.provision(ctx); err != nil {
-		return false, err
+	r.topologyMu.Lock()
+	defer r.topologyMu.Unlock()
+	if r.provisioned.After(missed) {
+		return nil
 	}
-	return !before.Equal(r.streamCreated(c.info.Stream)), nil
+	return r.provisionLocked(ctx)
 }
 
 func (r *run) streamCreated(name string) time.Time {
@@ -216,81 +261,4 @@ func jetStreamError(err error) error {
 		return refusal(api)
 	}
 	return err
-}
-
-// A janitor empties fan-out streams of what every target has copied. They are
-// limits streams that refuse new messages when full, so that nothing is lost on
-// the way; without it they would fill up.
-type janitor struct {
-	quit chan struct{}
-	wg   sync.WaitGroup
-}
-
-const janitorInterval = 30 * time.Second
-
-func (r *run) startJanitor() {
-	t := r.topology.Load()
-	if t == nil || len(t.fanOuts) == 0 {
-		return
-	}
-	j := &janitor{quit: make(chan struct{})}
-	r.janitor = j
-	j.wg.Go(func() {
-		tick := time.NewTicker(janitorInterval)
-		defer tick.Stop()
-		copied := make(map[string]uint64)
-		for {
-			select {
-			case <-j.quit:
-				return
-			case <-tick.C:
-				r.sweepFanOuts(t.fanOuts, copied)
-			}
-		}
-	})
-}
-
-func (j *janitor) stop() {
-	close(j.quit)
-	j.wg.Wait()
-}
-
-// sweepFanOuts purges each fan-out stream up to what all of its targets had
-// copied at the last sweep. That one interval is for a target that had seen a
-// message and not stored it yet when its server went down.
-func (r *run) sweepFanOuts(names []string, copied map[string]uint64) {
-	ctx, cancel := context.WithTimeout(r.work, restoreTimeout)
-	defer cancel()
-	now := make(map[string]uint64)
-	targets := make(map[string]bool)
-	list := r.js.ListStreams(ctx)
-	for info := range list.Info() {
-		for _, s := range info.Sources {
-			if seq, ok := now[s.Name]; !ok || s.Seq < seq {
-				now[s.Name] = s.Seq
-			}
-			targets[s.Name] = true
-		}
-	}
-	if list.Err() != nil {
-		return // next time
-	}
-	for _, name := range names {
-		upTo := min(copied[name], now[name])
-		copied[name] = now[name]
-		if upTo == 0 || !targets[name] {
-			continue
-		}
-		stream, err := r.js.Stream(ctx, name)
-		if err != nil {
-			continue
-		}
-		if st := stream.CachedInfo().State; st.Msgs == 0 || st.FirstSeq > upTo {
-			continue
-		}
-		if err := stream.Purge(ctx, jetstream.WithPurgeSequence(upTo+1)); err != nil {
-			r.log.LogAttrs(r.base, slog.LevelWarn, "fan-out stream not purged",
-				append(errorAttrs(err, 0), slog.String("stream", name))...)
-		}
-	}
 }

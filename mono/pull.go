@@ -38,12 +38,14 @@ type puller struct {
 	drained chan struct{} // closed when receive has seen its last message
 	stopRun chan struct{}
 	runDone chan struct{}
+	created time.Time     // of the stream; a younger one has other messages
 	gone    chan struct{} // the server says that the consumer does not exist
 	retry   chan struct{} // a request was refused; ask again later
 
 	activity atomic.Uint64 // counts what the server sent, for the watchdog
 	missing  atomic.Bool   // consumer is being recreated
 	stopping atomic.Bool
+	refusal  atomic.Pointer[error] // why the server does not deliver, if it does not
 
 	mu          sync.Mutex
 	outstanding int             // asked for and not here yet
@@ -80,6 +82,7 @@ func (p *puller) start() error {
 	nc := p.c.rt.nc
 	p.subject = "$JS.API.CONSUMER.MSG.NEXT." + p.c.info.Stream + "." + p.c.info.Durable
 	p.inbox = nc.NewInbox()
+	p.created = p.c.rt.streamCreated(p.c.info.Stream)
 	sub, err := nc.Subscribe(p.inbox, p.receive)
 	if err != nil {
 		return err
@@ -104,17 +107,17 @@ func (p *puller) receive(nm *nats.Msg) {
 		return
 	}
 	m, ok := p.c.toMsg(nm)
-	if !ok {
-		return // not from JetStream: somebody guessed the inbox
+	if !ok || m.meta.Stream != p.c.info.Stream || m.meta.Consumer != p.c.info.Durable {
+		return // not an answer to our request: somebody knows the inbox
+	}
+	if p.refusal.Load() != nil {
+		p.refusal.Store(nil)
 	}
 	seq := m.meta.Sequence.Stream
 	m.touched = time.Now()
 	p.mu.Lock()
 	p.outstanding = max(p.outstanding-1, 0)
-	if _, dup := p.held[seq]; dup {
-		// The lease ended while the message is still in work here, because the
-		// connection or this process was stopped for a while. The settlement of
-		// the first delivery counts for this one too.
+	if old := p.held[seq]; old != nil && !p.supersedes(m, old) {
 		p.mu.Unlock()
 		p.pull()
 		return
@@ -129,11 +132,29 @@ func (p *puller) receive(nm *nats.Msg) {
 	}
 }
 
+// supersedes reports whether m is to be handled although an earlier delivery,
+// old, is still here. It is when old was handed back and only waits for the
+// rest of its batch.
+//
+// Otherwise the lease ended while old was in work, because the connection or
+// this process was stopped for a while, or because the server missed the
+// settlement. That of old counts for both.
+func (p *puller) supersedes(m, old *Msg) bool {
+	switch old.state.Load() {
+	case stateReturned:
+		return true
+	case stateSettled:
+		if err := p.c.reply(m, old.final); err != nil {
+			p.c.report(slog.LevelWarn, "settlement not sent again, the message comes back after AckWait", m, err)
+		}
+	}
+	return false
+}
+
 // notice handles a status message, which ends a pull request or keeps it alive.
 func (p *puller) notice(status string, h Header) {
 	const (
 		heartbeat    = "100"
-		badRequest   = "400"
 		notFound     = "404"
 		timeout      = "408"
 		conflict     = "409"
@@ -152,21 +173,18 @@ func (p *puller) notice(status string, h Header) {
 	p.outstanding = max(p.outstanding-left, 0)
 	p.mu.Unlock()
 
-	switch status {
-	case timeout, notFound:
+	switch text := h.Get("Description"); {
+	case status == timeout || status == notFound:
+		p.refusal.Store(nil)
 		p.pull()
-	case noResponders:
+	case status == noResponders || status == conflict && text == "Consumer Deleted":
 		notify(p.gone)
-	case conflict:
-		if h.Get("Description") == "Consumer Deleted" {
-			notify(p.gone)
-			return
-		}
-		notify(p.retry)
-	case badRequest:
-		p.c.report(slog.LevelWarn, "pull request refused", nil, fmt.Errorf("%s %s", status, h.Get("Description")))
+	case status == conflict && (text == "Leadership Change" || text == "Server Shutdown" || text == "Batch Completed"):
 		notify(p.retry)
 	default:
+		err := fmt.Errorf("pull request refused: %s %s", status, oneLine(text))
+		p.refusal.Store(&err)
+		p.c.report(slog.LevelWarn, "the server refuses to deliver, will ask again", nil, err)
 		notify(p.retry)
 	}
 }
@@ -304,12 +322,14 @@ func (p *puller) extendLeases(now time.Time, lease time.Duration) {
 // was, and goes on from where the server then begins.
 func (p *puller) recreate() {
 	p.missing.Store(true)
+	missed := time.Now()
 	p.c.report(slog.LevelWarn, "consumer is gone from the server, recreating it", nil, nil)
 	for {
-		newStream, err := p.c.rt.restore(p.c)
+		err := p.c.rt.restore(missed)
 		if err == nil {
-			if newStream {
+			if now := p.c.rt.streamCreated(p.c.info.Stream); !now.Equal(p.created) {
 				p.forget()
+				p.created = now
 			}
 			break
 		}
@@ -335,7 +355,7 @@ func (p *puller) forget() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, m := range p.held {
-		m.state.CompareAndSwap(stateOpen, stateSettled)
+		m.state.CompareAndSwap(stateOpen, stateReturned)
 	}
 	clear(p.held)
 }
@@ -356,7 +376,10 @@ func (p *puller) stop() {
 // health reports what keeps the consumer from getting messages, if anything.
 func (p *puller) health() error {
 	if p.missing.Load() {
-		return fmt.Errorf("consumer %q of stream %q: %w", p.c.info.Durable, p.c.info.Stream, jetstream.ErrConsumerNotFound)
+		return fmt.Errorf("stream %q: %w", p.c.info.Stream, jetstream.ErrConsumerNotFound)
+	}
+	if err := p.refusal.Load(); err != nil {
+		return fmt.Errorf("stream %q: %w", p.c.info.Stream, *err)
 	}
 	return nil
 }

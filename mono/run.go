@@ -43,7 +43,9 @@ type run struct {
 
 	topologyMu sync.Mutex
 	topology   atomic.Pointer[topology]
-	created    map[string]time.Time // of streams; guarded by topologyMu
+	// Guarded by topologyMu.
+	created     map[string]time.Time // of streams
+	provisioned time.Time            // when the topology was last made right
 }
 
 func newRun(ctx context.Context, a *App) *run {
@@ -81,6 +83,7 @@ func (r *run) start(ctx context.Context) error {
 		}
 		r.cores = append(r.cores, c)
 	}
+	r.warnOldServer(r.topology.Load())
 	// Subscriptions must be known to the server before a module publishes.
 	if err := r.flush(ctx); err != nil {
 		return fmt.Errorf("subscribe: %w", err)
@@ -113,12 +116,35 @@ func startError(c Consumer, err error) error {
 	return fmt.Errorf("start consumer of module %q for event %s: %w", c.Module, c.Event, err)
 }
 
-func startModule(ctx context.Context, m Module) (err error) {
-	defer recoverPanic(&err)
+// startModule does not wait for a Start that ignores its context. What that one
+// acquires is then its own affair.
+func startModule(ctx context.Context, m Module) error {
+	return bounded(ctx, m.Start)
+}
+
+// bounded calls f and returns its error, or, if ctx ends first, ctx's.
+func bounded(ctx context.Context, f func(context.Context) error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return m.Start(ctx)
+	done := make(chan error, 1)
+	go func() {
+		err := errGoexit
+		defer func() { done <- err }()
+		defer recoverPanic(&err)
+		err = f(ctx)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done: // it was quick all the same
+		return err
+	default:
+		return fmt.Errorf("it has not returned: %w", context.Cause(ctx))
+	}
 }
 
 // open starts or finds the server and connects to it.
@@ -200,6 +226,9 @@ func (r *run) storesSubject(subject string) bool {
 	return t != nil && t.durable[subject]
 }
 
+// lastChance is what a module's Stop gets when there is no time left.
+const lastChance = 100 * time.Millisecond
+
 // stop ends the run within ctx, in the order that loses nothing: intake,
 // handlers, modules, what is still to be sent, the connection, the server.
 // It goes on after errors and returns all of them.
@@ -270,26 +299,17 @@ func (r *run) stopConsumers(ctx, soft context.Context) error {
 		ErrStopTimeout, strings.Join(slices.Sorted(maps.Keys(running)), ", "), context.Cause(ctx))
 }
 
-func stopModule(ctx context.Context, m Module) (err error) {
-	done := make(chan error, 1)
-	go func() {
-		var err error
-		defer func() { done <- err }()
-		defer recoverPanic(&err)
-		err = m.Stop(ctx)
-	}()
-	select {
-	case err = <-done:
-		return err
-	case <-ctx.Done():
-		// A module that was quick all the same has the last word.
-		select {
-		case err = <-done:
-			return err
-		default:
-			return fmt.Errorf("%w: Stop of the module has not returned: %w", ErrStopTimeout, context.Cause(ctx))
-		}
+func stopModule(ctx context.Context, m Module) error {
+	if ctx.Err() != nil { // it gets the chance to do what needs no time
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), lastChance)
+		defer cancel()
 	}
+	err := bounded(ctx, m.Stop)
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", ErrStopTimeout, err)
+	}
+	return err
 }
 
 // close sends what is left to be sent and ends the connection and the server.
@@ -306,9 +326,8 @@ func (r *run) close(ctx context.Context) error {
 		r.closing.Store(true)
 		r.nc.Close()
 		r.async.stop()
-		select {
-		case <-r.closed:
-		case <-ctx.Done(): // the user's options may turn the callback off
+		if !r.nc.Opts.NoCallbacksAfterClientClose {
+			<-r.closed
 		}
 	}
 	if r.server != nil {

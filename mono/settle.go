@@ -50,7 +50,7 @@ func (c *streamConsumer) settle(m *Msg, s settlement) error {
 	attempt := m.meta.NumDelivered
 	switch s.kind {
 	case settleAck:
-		return c.reply(m, wireAck)
+		return c.conclude(m, wireAck)
 	case settleNak:
 		if c.retry.last(attempt) {
 			return c.deadLetter(m, reasonExhausted, "nak on the last attempt", nil)
@@ -100,7 +100,16 @@ func (c *streamConsumer) settleError(m *Msg, err error) error {
 	return c.nak(m, delay)
 }
 
+// conclude ends the message's time on the server.
+func (c *streamConsumer) conclude(m *Msg, body []byte) error {
+	m.final = body
+	return c.reply(m, body)
+}
+
+// nak hands the message back. Its state says so before the server knows: the
+// next delivery may be here before this call has returned.
 func (c *streamConsumer) nak(m *Msg, delay time.Duration) error {
+	m.state.Store(stateReturned)
 	if delay <= 0 {
 		return c.reply(m, wireNak)
 	}
@@ -117,7 +126,7 @@ func (c *streamConsumer) deadLetter(m *Msg, reason deadLetterReason, text string
 	if text = oneLine(text); text != "" {
 		line += ": " + text
 	}
-	if err := c.reply(m, []byte("+TERM "+line)); err != nil {
+	if err := c.conclude(m, []byte("+TERM "+line)); err != nil {
 		return err
 	}
 	c.report(slog.LevelError, "message terminated", m, cause, slog.String("reason", line))

@@ -332,7 +332,19 @@ func (c *streamConsumer) finish(m *Msg, s settlement) {
 
 func callHandler(ctx context.Context, h HandleFunc, msgs []*Msg) (err error) {
 	defer recoverPanic(&err)
-	return h(ctx, msgs)
+	return checkedError(h(ctx, msgs))
+}
+
+// checkedError returns err, or a PanicError when its text cannot be had: an
+// error that is a nil pointer in disguise would otherwise bring the process
+// down where it is logged.
+func checkedError(err error) (checked error) {
+	if err == nil {
+		return nil
+	}
+	defer recoverPanic(&checked)
+	_ = err.Error()
+	return err
 }
 
 // recoverPanic is deferred around the user's code: it turns a panic into an

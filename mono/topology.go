@@ -35,6 +35,8 @@ type streamChange struct {
 	create bool
 	cfg    StreamConfig
 	why    string
+	warn   bool          // touches a stream that no module of this App names
+	undo   *StreamConfig // brings the stream back when a later change fails
 }
 
 // A topology says which streams there are to be and how to get there.
@@ -80,6 +82,7 @@ func planTopology(events []BaseEventDefinition, regs []*streamRegistration, have
 	p.checkWorkQueues(regs)
 	p.settings()
 	p.assignSubjects()
+	p.checkOverlaps()
 	if len(p.errs) > 0 {
 		return nil, errors.Join(p.errs...)
 	}
@@ -95,6 +98,8 @@ type planner struct {
 	whyChange map[string]string
 	updates   bool
 	errs      []error
+
+	maxMsgSize int32 // of the streams that the subject being assigned goes to
 }
 
 func (p *planner) conflict(format string, args ...any) {
@@ -196,7 +201,11 @@ func (p *planner) settings() {
 			reflect.ValueOf(&cfg).Elem().FieldByName(d.field).Set(reflect.ValueOf(d.want))
 			p.because(name, fmt.Sprintf("%s from %v to %v", d.field, d.have, d.want))
 		}
-		cfg.Subjects = union(have.Subjects, a.cfg.Subjects)
+		kept := slices.DeleteFunc(slices.Clone(have.Subjects), func(s string) bool {
+			// The server refuses a subject beside a wildcard that covers it.
+			return !slices.Contains(a.cfg.Subjects, s) && covers(a.cfg.Subjects, s)
+		})
+		cfg.Subjects = union(kept, a.cfg.Subjects)
 		cfg.Sources = unionSources(have.Sources, a.cfg.Sources)
 		if isOurs(have) && !slices.Contains(a.cfg.Subjects, name) {
 			// The server gave it its own name as subject when an earlier start
@@ -239,6 +248,7 @@ func (p *planner) assignSubjects() {
 }
 
 func (p *planner) assign(subject string, streams []string) {
+	p.maxMsgSize = smallestMsgSize(p.final, streams)
 	owner, streams, ok := p.owner(subject, streams)
 	if !ok {
 		return
@@ -280,10 +290,10 @@ func (p *planner) owner(subject string, streams []string) (string, []string, boo
 			cfg = p.have[current]
 		}
 		alone := len(streams) == 1 && streams[0] == current
-		if alone || fitToOwn(cfg) {
+		if alone || p.fitToOwn(cfg) {
 			return current, streams, true
 		}
-		if !slices.Contains(cfg.Subjects, subject) || !isOurs(cfg) {
+		if !slices.Contains(cfg.Subjects, subject) || !isOurs(cfg) || p.isOrigin(current, subject) {
 			return current, streams, p.mayOwn(subject, streams, current, "its configuration on the server")
 		}
 		// It gives the subject up and sources it like the others.
@@ -301,13 +311,26 @@ func (p *planner) mayOwn(subject string, streams []string, owner, because string
 	if !ok {
 		cfg = p.have[owner]
 	}
-	if (len(streams) > 1 || streams[0] != owner) && !fitToOwn(cfg) {
+	if (len(streams) > 1 || streams[0] != owner) && !p.fitToOwn(cfg) {
 		p.conflict("stream %q takes subject %q because of %s, and it is wanted in %s; other streams cannot read it from there, "+
-			"because its retention or its limits remove messages: leave the subject out of stream %q, or make that a limits stream that discards new messages",
+			"because its retention or its limits remove messages, or its MaxMsgSize is larger than theirs: "+
+			"leave the subject out of stream %q, or make that a limits stream that discards new messages",
 			owner, subject, because, quoted(streams), owner)
 		return false
 	}
 	return true
+}
+
+// isOrigin reports whether another stream sources the subject from name.
+func (p *planner) isOrigin(name, subject string) bool {
+	for _, streams := range []map[string]StreamConfig{p.have, p.final} {
+		for _, cfg := range streams {
+			if cfg.Name != name && sourcesFrom(cfg, name, subject) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (p *planner) giveUp(stream string, cfg StreamConfig, subject string) {
@@ -322,19 +345,23 @@ func (p *planner) newOwner(subject string, streams []string) string {
 		return streams[0]
 	}
 	for _, name := range streams {
-		if fitToOwn(p.final[name]) {
+		if p.fitToOwn(p.final[name]) {
 			return name
 		}
 	}
 	i := slices.IndexFunc(p.events, func(e BaseEventDefinition) bool { return e.Subject == subject })
 	e := p.events[i]
 	name := fanOutPrefix + strings.Join([]string{e.ModuleName, kebab(e.Name), e.Version}, "_")
-	cfg, exists := p.have[name]
+	cfg, exists := p.final[name]
+	if !exists {
+		cfg, exists = p.have[name]
+	}
 	if !exists {
 		cfg = StreamConfig{
 			Name:        name,
 			Description: "Hands event " + e.String() + " to several streams",
 			Storage:     MemoryStorage,
+			MaxMsgSize:  p.maxMsgSize,
 		}
 		for _, s := range streams {
 			cfg.Replicas = max(cfg.Replicas, p.final[s].Replicas)
@@ -350,25 +377,66 @@ func (p *planner) newOwner(subject string, streams []string) string {
 	return name
 }
 
-// result puts the changes in an order in which the server takes each of them:
-// subjects are given up before they are taken, owners exist before they are
-// sourced from.
+// checkOverlaps finds wildcards that take subjects of other streams, which the
+// server would refuse in the middle of the changes.
+func (p *planner) checkOverlaps() {
+	streams := maps.Clone(p.have)
+	maps.Copy(streams, p.final)
+	names := slices.Sorted(maps.Keys(streams))
+	for _, wild := range slices.Sorted(maps.Keys(p.asked)) {
+		for _, pattern := range streams[wild].Subjects {
+			if !strings.ContainsAny(pattern, "*>") {
+				continue // each event's subject has one owner
+			}
+			for _, name := range names {
+				for _, s := range streams[name].Subjects {
+					if name != wild && subjectsCollide(pattern, s) {
+						p.conflict("stream %q would take subject %q, and stream %q takes %q; the server allows one stream a subject: "+
+							"narrow Stream.Subjects of modules %s", wild, pattern, name, s, quoted(p.asked[wild].modules))
+					}
+				}
+			}
+		}
+	}
+}
+
+// result puts the changes in an order in which the server takes each of them,
+// and what is likeliest to be refused comes before anything is taken away: new
+// streams, without subjects that others still have; then subjects are given up;
+// then they are taken.
 func (p *planner) result() *topology {
 	t := &topology{durable: make(map[string]bool)}
+	contested := slices.Concat(slices.Collect(maps.Values(p.givesUp))...)
+	order := p.ownersFirst()
+	made := make(map[string]StreamConfig)
+	for _, name := range order {
+		if _, exists := p.have[name]; exists {
+			continue
+		}
+		cfg := p.final[name]
+		cfg.Subjects = slices.DeleteFunc(slices.Clone(cfg.Subjects), func(s string) bool { return slices.Contains(contested, s) })
+		made[name] = cfg
+		t.changes = append(t.changes, streamChange{create: true, cfg: cfg, why: p.whyChange[name]})
+	}
 	for _, name := range slices.Sorted(maps.Keys(p.givesUp)) {
-		cfg := p.have[name]
+		before := p.have[name]
+		cfg := before
 		for _, s := range p.givesUp[name] {
 			cfg.Subjects = without(cfg.Subjects, s)
 		}
-		t.changes = append(t.changes, streamChange{cfg: cfg, why: p.whyChange[name]})
+		_, named := p.asked[name]
+		t.changes = append(t.changes, streamChange{cfg: cfg, why: p.whyChange[name], warn: !named, undo: &before})
+		made[name] = cfg
 	}
-	for _, name := range p.ownersFirst() {
+	for _, name := range order {
 		cfg := p.final[name]
-		have, exists := p.have[name]
-		if exists && sameStream(have, cfg) {
-			continue
+		before, changed := made[name]
+		if !changed {
+			before = p.have[name]
 		}
-		t.changes = append(t.changes, streamChange{create: !exists, cfg: cfg, why: p.whyChange[name]})
+		if !sameStream(before, cfg) {
+			t.changes = append(t.changes, streamChange{cfg: cfg, why: p.whyChange[name]})
+		}
 	}
 	streams := maps.Clone(p.have)
 	maps.Copy(streams, p.final)
@@ -430,6 +498,24 @@ func withStreamDefaults(cfg StreamConfig, role string) StreamConfig {
 	}
 	cfg.Metadata[streamRoleKey] = role
 	return cfg
+}
+
+// smallestMsgSize is what each of the streams takes, 0 without a limit.
+func smallestMsgSize(all map[string]StreamConfig, streams []string) int32 {
+	var least int32
+	for _, name := range streams {
+		if n := all[name].MaxMsgSize; n > 0 && (least == 0 || n < least) {
+			least = n
+		}
+	}
+	return least
+}
+
+// fitToOwn reports whether the streams in question can source from cfg. A source
+// stops for ever at a message that is too large for its stream.
+func (p *planner) fitToOwn(cfg StreamConfig) bool {
+	small := p.maxMsgSize == 0 || cfg.MaxMsgSize > 0 && cfg.MaxMsgSize <= p.maxMsgSize
+	return small && fitToOwn(cfg)
 }
 
 // fitToOwn reports whether other streams can source from cfg without missing a
@@ -495,10 +581,14 @@ func without(list []string, s string) []string {
 	return slices.DeleteFunc(slices.Clone(list), func(x string) bool { return x == s })
 }
 
+// unionSources tells sources apart as the server does. What else they hold, it
+// or the client may have written in another way.
 func unionSources(a, b []*jetstream.StreamSource) []*jetstream.StreamSource {
 	u := slices.Clone(a)
 	for _, s := range b {
-		if !slices.ContainsFunc(u, func(x *jetstream.StreamSource) bool { return reflect.DeepEqual(x, s) }) {
+		if !slices.ContainsFunc(u, func(x *jetstream.StreamSource) bool {
+			return x.Name == s.Name && x.FilterSubject == s.FilterSubject && slices.Equal(x.SubjectTransforms, s.SubjectTransforms)
+		}) {
 			u = append(u, s)
 		}
 	}
