@@ -146,8 +146,8 @@ func checkHeader(h Header) error {
 			return fmt.Errorf("%w: empty key", ErrInvalidHeader)
 		}
 		for i := range len(k) {
-			if c := k[i]; c <= ' ' || c >= 0x7f || c == ':' {
-				return fmt.Errorf("%w: key %q: only printable ASCII without space and \":\" is allowed", ErrInvalidHeader, k)
+			if c := k[i]; !asciiAlnum(c) && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
+				return fmt.Errorf("%w: key %q: use ASCII letters, digits and !#$%%&'*+-.^_`|~", ErrInvalidHeader, k)
 			}
 		}
 		for _, v := range vs {

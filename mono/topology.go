@@ -21,7 +21,8 @@ const (
 	streamRoleEvents = "events" // named by a module
 	streamRoleFanOut = "fanout" // made so that several streams get the same event
 
-	fanOutPrefix = "fanout_"
+	fanOutPrefix       = "fanout_"
+	spareSubjectPrefix = "monotel.spare."
 )
 
 const (
@@ -46,6 +47,7 @@ type topology struct {
 	// are published through JetStream, whoever asks.
 	durable map[string]bool
 	fanOuts []string // fan-out streams of this App's events
+	sources bool     // streams of this App source from others
 }
 
 // asked is what the modules together want of one stream.
@@ -82,6 +84,7 @@ func planTopology(events []BaseEventDefinition, regs []*streamRegistration, have
 	p.checkWorkQueues(regs)
 	p.settings()
 	p.assignSubjects()
+	p.addSpareSubjects()
 	p.checkOverlaps()
 	if len(p.errs) > 0 {
 		return nil, errors.Join(p.errs...)
@@ -261,11 +264,18 @@ func (p *planner) assign(subject string, streams []string) {
 				p.because(name, fmt.Sprintf("subject %q added", subject))
 			}
 		} else if !sourcesFrom(cfg, owner, subject) {
-			cfg.Sources = append(slices.Clone(cfg.Sources), &jetstream.StreamSource{Name: owner, FilterSubject: subject})
+			cfg.Sources = append(slices.Clone(cfg.Sources), eventSource(owner, subject))
 			p.because(name, fmt.Sprintf("source %q added for subject %q", owner, subject))
 		}
 		p.final[name] = cfg
 	}
+}
+
+// eventSource is how a stream gets an event from its owner: all of it. Without
+// the start sequence the server begins at the time of the stream's last message,
+// and skips what the owner has taken before that source was set up.
+func eventSource(owner, subject string) *jetstream.StreamSource {
+	return &jetstream.StreamSource{Name: owner, FilterSubject: subject, OptStartSeq: 1}
 }
 
 // owner chooses the stream that takes subject from publishers. It returns the
@@ -377,6 +387,20 @@ func (p *planner) newOwner(subject string, streams []string) string {
 	return name
 }
 
+// addSpareSubjects gives a second subject, which nobody uses, to each stream that
+// has sources and one subject. A consumer of a stream's only subject counts for
+// the server as one of all its messages, so that a message from a source would
+// wait for that consumer's ack, and never leave a work queue.
+func (p *planner) addSpareSubjects() {
+	for name := range p.asked {
+		cfg, ok := p.final[name]
+		if ok && cfg.Retention != LimitsPolicy && len(cfg.Sources) > 0 && len(cfg.Subjects) == 1 {
+			cfg.Subjects = append(slices.Clone(cfg.Subjects), spareSubjectPrefix+name)
+			p.final[name] = cfg
+		}
+	}
+}
+
 // checkOverlaps finds wildcards that take subjects of other streams, which the
 // server would refuse in the middle of the changes.
 func (p *planner) checkOverlaps() {
@@ -437,6 +461,9 @@ func (p *planner) result() *topology {
 		if !sameStream(before, cfg) {
 			t.changes = append(t.changes, streamChange{cfg: cfg, why: p.whyChange[name]})
 		}
+	}
+	for name := range p.asked {
+		t.sources = t.sources || len(p.final[name].Sources) > 0
 	}
 	streams := maps.Clone(p.have)
 	maps.Copy(streams, p.final)

@@ -166,7 +166,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	return s, nil
 }
 
-func start(ctx context.Context, cfg Config) (_ *Server, err error) {
+func start(ctx context.Context, cfg Config) (*Server, error) {
 	s := &Server{stopped: make(chan struct{})}
 	opts, err := s.options(cfg)
 	if err != nil {
@@ -175,42 +175,57 @@ func start(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if s.lock, err = lockDir(cfg.StoreDir); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.lock.Unlock())
-		}
-	}()
 	if s.srv, err = server.NewServer(opts); err != nil {
-		return nil, err
+		return nil, errors.Join(err, s.lock.Unlock())
 	}
 	log := &logger{log: cfg.Logger, fatal: make(chan error, 1)}
 	if log.log == nil {
 		log.log = slog.New(slog.DiscardHandler)
 	}
 	s.srv.SetLoggerV2(log, false, false, false)
-	s.srv.Start()
-	const poll = 10 * time.Millisecond
-	for !s.srv.ReadyForConnections(poll) {
-		select {
-		case err = <-log.fatal:
-		case <-ctx.Done():
-			err = context.Cause(ctx)
-		default:
-			continue
-		}
-		s.srv.Shutdown()
-		s.srv.WaitForShutdown()
-		return nil, err
-	}
-	// A store that cannot be read is reported as fatal while the port is ready.
+	ready := make(chan error, 1)
+	go func() { ready <- s.becomeReady(log.fatal) }()
 	select {
-	case err = <-log.fatal:
-		s.srv.Shutdown()
-		s.srv.WaitForShutdown()
-		return nil, err
-	default:
+	case err = <-ready:
+	case <-ctx.Done():
+		// Restoring large streams takes its time and cannot be cut short. The
+		// folder stays locked until that is over.
+		go func() {
+			if <-ready == nil {
+				s.shutDown()
+			}
+			_ = s.lock.Unlock() // nobody is left to tell
+		}()
+		return nil, context.Cause(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.lock.Unlock())
 	}
 	return s, nil
+}
+
+// becomeReady starts the server and waits until it can be used. When it cannot,
+// it is shut down.
+func (s *Server) becomeReady(fatal <-chan error) error {
+	const poll = 10 * time.Millisecond
+	s.srv.Start()
+	for {
+		ready := s.srv.ReadyForConnections(poll)
+		select {
+		case err := <-fatal: // also a store that cannot be read, while the port is ready
+			s.shutDown()
+			return err
+		default:
+		}
+		if ready {
+			return nil
+		}
+	}
+}
+
+func (s *Server) shutDown() {
+	s.srv.Shutdown()
+	s.srv.WaitForShutdown()
 }
 
 func (s *Server) options(cfg Config) (*server.Options, error) {
@@ -313,8 +328,7 @@ func (s *Server) Health() error {
 func (s *Server) Stop(ctx context.Context) error {
 	go s.stop.Do(func() {
 		defer close(s.stopped)
-		s.srv.Shutdown()
-		s.srv.WaitForShutdown()
+		s.shutDown()
 		s.stopErr = s.lock.Unlock()
 	})
 	select {
