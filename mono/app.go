@@ -208,10 +208,11 @@ func (a *App) Bus() EventBus { return a.bus }
 // Registry returns the App's events. It is filled by Start.
 func (a *App) Registry() EventRegistry { return &a.registry }
 
-// Conn returns the App's connection, or nil when the App is not running. It is
-// for what the App has no methods for; closing or draining it breaks the App.
+// Conn returns the App's connection, from before the first module starts until
+// after the last one has stopped, and nil otherwise. It is for what the App has
+// no methods for; closing or draining it breaks the App.
 func (a *App) Conn() *nats.Conn {
-	if r := a.current(); r != nil {
+	if r := a.bus.run.Load(); r != nil {
 		return r.nc
 	}
 	return nil

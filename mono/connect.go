@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"sync/atomic"
-	"time"
 
 	"github.com/nats-io/nats.go"
 )
@@ -69,7 +68,7 @@ func (r *run) observe(o *nats.Options) {
 	o.DisconnectedErrCB = func(nc *nats.Conn, err error) {
 		if !r.closing.Load() {
 			r.log.LogAttrs(r.base, slog.LevelWarn, "connection to NATS lost, reconnecting", errorAttrs(err, 0)...)
-			r.async.failAll(ErrDisconnected, time.Now())
+			r.lost()
 		}
 		switch {
 		case disconnected != nil:

@@ -236,7 +236,7 @@ func mergeConsumer(have, want ConsumerConfig) (merged ConsumerConfig, changed bo
 // sources, and consumers. It does nothing when that has been done since the
 // moment at which something was missed: many miss it at once.
 func (r *run) restore(missed time.Time) error {
-	ctx, cancel := context.WithTimeout(r.work, restoreTimeout)
+	ctx, cancel := context.WithTimeout(r.whileConnected(), restoreTimeout)
 	defer cancel()
 	r.topologyMu.Lock()
 	defer r.topologyMu.Unlock()

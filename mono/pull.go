@@ -179,7 +179,10 @@ func (p *puller) notice(status string, h Header) {
 		p.pull()
 	case status == noResponders || status == conflict && text == "Consumer Deleted":
 		notify(p.gone)
-	case status == conflict && (text == "Leadership Change" || text == "Server Shutdown" || text == "Batch Completed"):
+	case status == conflict && text == "Server Shutdown":
+		// If it is the server that we are connected to, the reconnect asks again,
+		// and nothing before that would do. If not, the watchdog asks.
+	case status == conflict && (text == "Leadership Change" || text == "Batch Completed"):
 		notify(p.retry)
 	default:
 		err := fmt.Errorf("pull request refused: %s %s", status, oneLine(text))
@@ -323,7 +326,7 @@ func (p *puller) extendLeases(now time.Time, lease time.Duration) {
 func (p *puller) recreate() {
 	p.missing.Store(true)
 	missed := time.Now()
-	p.c.report(slog.LevelWarn, "consumer is gone from the server, recreating it", nil, nil)
+	p.c.report(slog.LevelWarn, "the server does not know the consumer, arranging streams and consumers again", nil, nil)
 	for {
 		err := p.c.rt.restore(missed)
 		if err == nil {
@@ -333,14 +336,14 @@ func (p *puller) recreate() {
 			}
 			break
 		}
-		p.c.report(slog.LevelError, "consumer not recreated, will try again", nil, err)
+		p.c.report(slog.LevelError, "streams and consumers not arranged, will try again", nil, err)
 		select {
 		case <-p.stopRun:
 			return
 		case <-time.After(time.Second + retryWait()):
 		}
 	}
-	p.c.rt.log.LogAttrs(p.c.rt.base, slog.LevelWarn, "consumer recreated", consumerAttrs(p.c.info)...)
+	p.c.rt.log.LogAttrs(p.c.rt.base, slog.LevelWarn, "the consumer is there", consumerAttrs(p.c.info)...)
 	select {
 	case <-p.gone: // what was said of the old one
 	default:

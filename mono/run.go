@@ -41,8 +41,12 @@ type run struct {
 	modules    []Module // started, in order
 	janitor    *janitor
 
-	topologyMu sync.Mutex
-	topology   atomic.Pointer[topology]
+	topologyMu   sync.Mutex
+	topology     atomic.Pointer[topology]
+	connMu       sync.Mutex
+	connected    context.Context //nolint:containedctx // ends when the connection is lost; guarded by connMu
+	disconnected context.CancelFunc
+
 	// Guarded by topologyMu.
 	created     map[string]time.Time // of streams
 	provisioned time.Time            // when the topology was last made right
@@ -58,8 +62,17 @@ func newRun(ctx context.Context, a *App) *run {
 		created: make(map[string]time.Time),
 	}
 	r.work, r.cancelWork = context.WithCancelCause(r.base)
+	r.connected, r.disconnected = context.WithCancel(r.work)
 	r.async = newAsyncPublisher(r, a.cfg.publishWindow)
 	return r
+}
+
+// lost is called when the connection is lost: requests in flight get no answer.
+func (r *run) lost() {
+	r.connMu.Lock()
+	r.disconnected()
+	r.connMu.Unlock()
+	r.async.failAll(ErrDisconnected, time.Now())
 }
 
 // start does everything up to running handlers. What it began is undone by
@@ -209,6 +222,9 @@ func registerConsumers(m EventConsumerModule, r EventRegistry) (err error) {
 
 // resume goes on after a reconnect: the server has forgotten the pull requests.
 func (r *run) resume() {
+	r.connMu.Lock()
+	r.connected, r.disconnected = context.WithCancel(r.work)
+	r.connMu.Unlock()
 	select {
 	case <-r.ready:
 	default:
@@ -217,6 +233,13 @@ func (r *run) resume() {
 	for _, c := range r.streams {
 		c.pull.reset()
 	}
+}
+
+// whileConnected is a context that ends when the connection is lost.
+func (r *run) whileConnected() context.Context {
+	r.connMu.Lock()
+	defer r.connMu.Unlock()
+	return r.connected
 }
 
 // storesSubject reports whether a stream stores the subject, as far as this App
