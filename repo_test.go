@@ -131,12 +131,15 @@ func unindent(s string) string {
 	return b.String()
 }
 
+var codeBlock = regexp.MustCompile("(?s)```.*?```")
+
 var pageLink = regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`)
 
 func TestLinks(t *testing.T) {
 	t.Parallel()
 	for _, page := range pages(t) {
-		for _, m := range pageLink.FindAllStringSubmatch(read(t, page), -1) {
+		text := codeBlock.ReplaceAllString(read(t, page), "")
+		for _, m := range pageLink.FindAllStringSubmatch(text, -1) {
 			target := filepath.Join(filepath.Dir(page), m[1])
 			if _, err := os.Stat(target); err != nil {
 				t.Errorf("%s: link to %s: %v", page, m[1], err)

@@ -103,11 +103,11 @@ func (b *bus) Publish(ctx context.Context, msg *Msg) error {
 	if b.publish != nil {
 		return b.through(ctx, msg, &publishCall{mode: publishCore})
 	}
-	r, nm, err := b.prepare(ctx, msg)
+	r, err := b.check(ctx, msg)
 	if err != nil {
 		return err
 	}
-	return r.publishCore(ctx, nm)
+	return r.publishCore(ctx, msg)
 }
 
 func (b *bus) PublishStream(ctx context.Context, msg *Msg) (*PubAck, error) {
@@ -116,11 +116,11 @@ func (b *bus) PublishStream(ctx context.Context, msg *Msg) (*PubAck, error) {
 		err := b.through(ctx, msg, call)
 		return call.ack, err
 	}
-	r, nm, err := b.prepare(ctx, msg)
+	r, err := b.check(ctx, msg)
 	if err != nil {
 		return nil, err
 	}
-	return r.publishStream(ctx, nm)
+	return r.publishStream(ctx, msg)
 }
 
 func (b *bus) PublishStreamAsync(ctx context.Context, msg *Msg) (*PubAckFuture, error) {
@@ -129,11 +129,11 @@ func (b *bus) PublishStreamAsync(ctx context.Context, msg *Msg) (*PubAckFuture, 
 		err := b.through(ctx, msg, call)
 		return call.future, err
 	}
-	r, nm, err := b.prepare(ctx, msg)
+	r, err := b.check(ctx, msg)
 	if err != nil {
 		return nil, err
 	}
-	return r.async.publish(ctx, nm)
+	return r.async.publish(ctx, natsMsg(msg))
 }
 
 // through sends a copy of msg through the middleware, which may change it.
@@ -154,17 +154,17 @@ func (b *bus) through(ctx context.Context, msg *Msg, call *publishCall) (err err
 }
 
 func (b *bus) send(ctx context.Context, msg *Msg, call *publishCall) error {
-	r, nm, err := b.prepare(ctx, msg)
+	r, err := b.check(ctx, msg)
 	if err != nil {
 		return err
 	}
 	switch call.mode {
 	case publishCore:
-		err = r.publishCore(ctx, nm)
+		err = r.publishCore(ctx, msg)
 	case publishStream:
-		call.ack, err = r.publishStream(ctx, nm)
+		call.ack, err = r.publishStream(ctx, msg)
 	case publishAsync:
-		call.future, err = r.async.publish(ctx, nm)
+		call.future, err = r.async.publish(ctx, natsMsg(msg))
 	}
 	call.sent = err == nil
 	return err
@@ -172,58 +172,71 @@ func (b *bus) send(ctx context.Context, msg *Msg, call *publishCall) error {
 
 var errNilMsg = fmt.Errorf("publish: %w: message is nil", ErrInvalidConfig)
 
-func (b *bus) prepare(ctx context.Context, msg *Msg) (*run, *nats.Msg, error) {
+// check refuses what cannot be sent, and finds the run that sends.
+func (b *bus) check(ctx context.Context, msg *Msg) (*run, error) {
 	if msg == nil {
-		return nil, nil, errNilMsg
+		return nil, errNilMsg
 	}
 	if err := checkSubject(msg.Subject); err != nil {
-		return nil, nil, fmt.Errorf("publish: %w", err)
+		return nil, fmt.Errorf("publish: %w", err)
 	}
 	if len(msg.Header) > 0 {
 		if err := checkHeader(msg.Header); err != nil {
-			return nil, nil, fmt.Errorf("publish on %q: %w", msg.Subject, err)
+			return nil, fmt.Errorf("publish on %q: %w", msg.Subject, err)
 		}
 	}
 	r := b.run.Load()
 	if r == nil {
-		return nil, nil, fmt.Errorf("publish on %q: %w", msg.Subject, ErrNotStarted)
+		return nil, fmt.Errorf("publish on %q: %w", msg.Subject, ErrNotStarted)
 	}
 	if ctx.Err() != nil {
-		return nil, nil, fmt.Errorf("publish on %q: %w", msg.Subject, context.Cause(ctx))
+		return nil, fmt.Errorf("publish on %q: %w", msg.Subject, context.Cause(ctx))
 	}
+	return r, nil
+}
+
+func natsMsg(msg *Msg) *nats.Msg {
 	nm := &nats.Msg{Subject: msg.Subject, Data: msg.Data}
 	if len(msg.Header) > 0 {
 		nm.Header = msg.Header
 	}
-	return r, nm, nil
+	return nm
 }
 
-func (r *run) publishCore(ctx context.Context, nm *nats.Msg) error {
-	if r.storesSubject(nm.Subject) {
-		_, err := r.publishStream(ctx, nm)
+func (r *run) publishCore(ctx context.Context, msg *Msg) error {
+	if r.storesSubject(msg.Subject) {
+		_, err := r.publishStream(ctx, msg)
 		return err
 	}
-	if err := r.nc.PublishMsg(nm); err != nil {
-		return r.publishError(nm, err)
+	// The nats.Msg stays on the stack, as long as nothing else gets it.
+	if err := r.nc.PublishMsg(natsMsg(msg)); err != nil {
+		return r.publishError(msg.Subject, len(msg.Data), err)
 	}
 	return nil
 }
 
-func (r *run) publishStream(ctx context.Context, nm *nats.Msg) (*PubAck, error) {
-	ack, err := r.js.PublishMsg(ctx, nm)
-	if errors.Is(err, jetstream.ErrNoStreamResponse) && r.storesSubject(nm.Subject) && r.restore(time.Now()) == nil {
+func (r *run) publishStream(ctx context.Context, msg *Msg) (*PubAck, error) {
+	ack, err := r.store(ctx, msg)
+	if errors.Is(err, jetstream.ErrNoStreamResponse) && r.storesSubject(msg.Subject) && r.restore(time.Now()) == nil {
 		// The stream was there when we started. It is again.
-		ack, err = r.js.PublishMsg(ctx, nm)
+		ack, err = r.store(ctx, msg)
 	}
 	if err != nil {
-		return nil, r.publishError(nm, err)
+		return nil, r.publishError(msg.Subject, len(msg.Data), err)
 	}
 	return &PubAck{*ack}, nil
 }
 
+func (r *run) store(ctx context.Context, msg *Msg) (*jetstream.PubAck, error) {
+	if len(msg.Header) == 0 {
+		return r.js.Publish(ctx, msg.Subject, msg.Data) // keeps its nats.Msg on the stack
+	}
+	return r.js.PublishMsg(ctx, natsMsg(msg))
+}
+
 // publishError says what was refused, where, and what to do about it.
-func (r *run) publishError(nm *nats.Msg, err error) error {
-	what := fmt.Sprintf("publish %d bytes on %q", len(nm.Data), nm.Subject)
+func (r *run) publishError(subject string, size int, err error) error {
+	what := fmt.Sprintf("publish %d bytes on %q", size, subject)
 	switch {
 	case errors.Is(err, nats.ErrMaxPayload):
 		return fmt.Errorf("%s: %w: the server takes at most %d bytes with headers; send less, put large data into an object store, or raise max_payload: %w",
@@ -249,6 +262,8 @@ const (
 	codeTemporarilyUnavailable = 10008
 	codeMsgTooLarge            = 10054
 	codeStreamNameExists       = 10058
+	codeWorkQueueUnfiltered    = 10099
+	codeWorkQueueNotUnique     = 10100
 	codeConsumerExists         = 10148
 	codeSubjectsOverlap        = 10065
 	codeStreamStoreFailed      = 10077

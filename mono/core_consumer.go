@@ -66,8 +66,12 @@ func (c *coreConsumer) subscribe() error {
 
 func (c *coreConsumer) receive(nm *nats.Msg) {
 	select {
-	case <-c.rt.ready:
-	case <-c.rt.work.Done():
+	case <-c.rt.ready: // for all but the first messages
+	default:
+		select {
+		case <-c.rt.ready:
+		case <-c.rt.work.Done():
+		}
 	}
 	if c.rt.work.Err() != nil {
 		return

@@ -71,7 +71,12 @@ func reservedSubject(s string) bool {
 	return strings.HasPrefix(s, "$") || strings.HasPrefix(s, "_INBOX.")
 }
 
-const maxNameLen = 64
+const (
+	maxNameLen = 64
+	// A protocol line, which holds the subject, the reply subject and sizes, may
+	// have 4096 bytes; a longer one ends the connection.
+	maxSubjectLen = 1024
+)
 
 // checkName accepts what is safe inside a subject, a durable name and a file
 // name on the server: letters, digits, "_" and "-", starting with a letter or
@@ -99,6 +104,9 @@ func asciiAlnum(c byte) bool {
 func checkSubject(s string) error {
 	if s == "" {
 		return fmt.Errorf("%w: it is empty", ErrInvalidSubject)
+	}
+	if len(s) > maxSubjectLen {
+		return fmt.Errorf("%w: %d bytes long, want at most %d", ErrInvalidSubject, len(s), maxSubjectLen)
 	}
 	tokenStart := 0
 	for i := range len(s) {

@@ -48,13 +48,20 @@ const (
 // The settling methods and Context are safe for concurrent use. The fields
 // belong to whoever holds the message.
 type Msg struct {
+	*delivery // nil unless delivered by a durable consumer
+
 	Subject string
 	Data    []byte
 	Header  Header
 
-	ctx      context.Context //nolint:containedctx // the delivery's own context, as http.Request has one
-	reply    string          // where settlements go
-	consumer *streamConsumer // nil unless delivered by a durable consumer
+	ctx context.Context //nolint:containedctx // the delivery's own context, as http.Request has one
+}
+
+// A delivery is what a durable consumer knows about a message. It is apart so
+// that a Msg made to be published is small.
+type delivery struct {
+	consumer *streamConsumer
+	reply    string // where settlements go
 	meta     Metadata
 	touched  time.Time // when the server last heard of it; guarded by the puller's mu
 	state    atomic.Uint32
@@ -83,7 +90,12 @@ func (m *Msg) Context() context.Context {
 // store time of a delivery of a durable consumer, as the server wrote them on
 // it. NumPending is as of the delivery. It is the zero value for any other
 // message.
-func (m *Msg) Metadata() Metadata { return m.meta }
+func (m *Msg) Metadata() Metadata {
+	if m.delivery == nil {
+		return Metadata{}
+	}
+	return m.meta
+}
 
 // Ack says that the message is done with. It is sent at once and not waited
 // for.
@@ -130,7 +142,7 @@ func (m *Msg) Fail(err error) error {
 // for messages that are settled after their handler has returned.
 func (m *Msg) InProgress() error {
 	switch {
-	case m.consumer == nil:
+	case m.delivery == nil:
 		return ErrNotDurable
 	case m.state.Load() != stateOpen:
 		return ErrAlreadySettled
@@ -139,7 +151,7 @@ func (m *Msg) InProgress() error {
 }
 
 func (m *Msg) settle(s settlement) error {
-	if m.consumer == nil {
+	if m.delivery == nil {
 		return ErrNotDurable
 	}
 	if !m.state.CompareAndSwap(stateOpen, stateSettling) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"reflect"
 	"slices"
 	"time"
@@ -17,6 +18,8 @@ import (
 const (
 	provisionTries = 5
 	provisionWait  = 250 * time.Millisecond
+	arrangeTries   = 10
+	arrangeWait    = 100 * time.Millisecond
 	restoreTimeout = 10 * time.Second
 )
 
@@ -110,7 +113,8 @@ func (r *run) provisionOnce(ctx context.Context) error {
 
 // arrangeStreams plans and makes changes until there is nothing left to change:
 // the server has no compare-and-set for a stream's configuration, so that
-// another instance may have overwritten ours.
+// another instance may have overwritten ours. What was changed is looked at
+// again after a while that differs from instance to instance.
 func (r *run) arrangeStreams(ctx context.Context, updates bool) error {
 	for try := 1; ; try++ {
 		have, err := r.listStreams(ctx)
@@ -121,12 +125,17 @@ func (r *run) arrangeStreams(ctx context.Context, updates bool) error {
 		if err != nil {
 			return err
 		}
-		if len(t.changes) == 0 || try == provisionTries {
+		if len(t.changes) == 0 || try == arrangeTries {
 			r.topology.Store(t)
 			return nil
 		}
 		if err := r.apply(ctx, t.changes); err != nil {
 			return err
+		}
+		select {
+		case <-time.After(arrangeWait/2 + rand.N(arrangeWait)): //nolint:gosec // nobody gains by guessing it
+		case <-ctx.Done():
+			return fmt.Errorf("look at the changed streams again: %w", context.Cause(ctx))
 		}
 	}
 }
@@ -198,6 +207,10 @@ func (r *run) provisionConsumer(ctx context.Context, stream jetstream.Stream, re
 		return fmt.Errorf("%w: it exists with filter subject %q, not %q; set Consumer.Durable to another name, or delete it to lose its position",
 			ErrStreamConflict, have.FilterSubject, want.FilterSubject)
 	}
+	if have.AckPolicy != want.AckPolicy {
+		return fmt.Errorf("%w: it exists with ack policy %v, and each message must be acked by itself; set Consumer.Durable to another name",
+			ErrStreamConflict, have.AckPolicy)
+	}
 	merged, changed := mergeConsumer(have, want)
 	if !changed {
 		return nil
@@ -257,8 +270,13 @@ func jetStreamError(err error) error {
 	if errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) {
 		return fmt.Errorf("the server has no JetStream; start nats-server with -js, or enable it for the account: %w", err)
 	}
-	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
-		return refusal(api)
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	switch {
+	case !ok:
+		return err
+	case api.ErrorCode == codeWorkQueueUnfiltered || api.ErrorCode == codeWorkQueueNotUnique:
+		return fmt.Errorf("%w: another consumer of this work queue takes the event already, and only one can; name another stream: %w",
+			ErrStreamConflict, api)
 	}
-	return err
+	return refusal(api)
 }

@@ -135,7 +135,7 @@ func (p *asyncPublisher) publish(ctx context.Context, nm *nats.Msg) (*PubAckFutu
 	buf := append(make([]byte, 0, len(p.prefix)+asyncMaxTokenSize), p.prefix...)
 	nm.Reply = string(strconv.AppendUint(buf, f.token, asyncTokenBase))
 	if err := p.r.nc.PublishMsg(nm); err != nil {
-		err = p.r.publishError(nm, err)
+		err = p.r.publishError(nm.Subject, len(nm.Data), err)
 		p.mu.Lock()
 		p.finish(f, nil, err)
 		p.mu.Unlock()
@@ -165,7 +165,7 @@ func (p *asyncPublisher) receive(m *nats.Msg) {
 		return
 	}
 	if err != nil {
-		err = p.r.publishError(f.msg, err)
+		err = p.r.publishError(f.msg.Subject, len(f.msg.Data), err)
 	}
 	p.finish(f, ack, err)
 	p.mu.Unlock()
@@ -213,7 +213,7 @@ func (p *asyncPublisher) resend(token uint64) {
 		return
 	}
 	if err := p.r.nc.PublishMsg(f.msg); err != nil {
-		p.finish(f, nil, p.r.publishError(f.msg, err))
+		p.finish(f, nil, p.r.publishError(f.msg.Subject, len(f.msg.Data), err))
 	}
 }
 

@@ -26,10 +26,11 @@ import (
 // nats.go. The puller's own goroutine, run, looks after leases, lost requests
 // and a consumer that is gone.
 type puller struct {
-	c        *streamConsumer
-	capacity int    // most messages asked for and held at a time
-	subject  string // pull requests are published here
-	inbox    string // and answered here
+	c       *streamConsumer
+	least   int // bounds of capacity
+	most    int
+	subject string // pull requests are published here
+	inbox   string // and answered here
 
 	expires   time.Duration // a request's life at the server
 	heartbeat time.Duration // how often the server says that it knows the request
@@ -48,6 +49,8 @@ type puller struct {
 	refusal  atomic.Pointer[error] // why the server does not deliver, if it does not
 
 	mu          sync.Mutex
+	capacity    int             // most messages asked for and held at a time, see adapt
+	asked       time.Time       // when capacity was last looked at
 	outstanding int             // asked for and not here yet
 	held        map[uint64]*Msg // here, until their handler has returned; by stream sequence
 }
@@ -59,12 +62,19 @@ const pullAhead = 2
 
 const (
 	minCapacity  = 32
+	maxCapacity  = 256 // unless pullAhead asks for more
 	maxHeartbeat = 5 * time.Second
+
+	// Half of the capacity should take this long to handle.
+	quickPull = 100 * time.Millisecond
+	slowPull  = time.Second
 )
 
 func (p *puller) init(c *streamConsumer) {
 	p.c = c
-	p.capacity = max(minCapacity, pullAhead*c.cfg.Concurrency*c.cfg.Fetch.BatchSize)
+	p.least = max(minCapacity, pullAhead*c.cfg.Concurrency*c.cfg.Fetch.BatchSize)
+	p.most = max(maxCapacity, p.least)
+	p.capacity = p.least
 	p.expires = c.cfg.Fetch.IdleTimeout
 	if limit := c.server.MaxRequestExpires; limit > 0 {
 		p.expires = min(p.expires, limit)
@@ -125,6 +135,11 @@ func (p *puller) receive(nm *nats.Msg) {
 	p.held[seq] = m
 	p.mu.Unlock()
 	select {
+	case p.c.queue <- m: // always has room; a select of two would cost more
+		return
+	default:
+	}
+	select {
 	case p.c.queue <- m:
 	case <-p.c.work.Done():
 		p.c.finish(m, settlement{kind: settleError, err: ErrStopped})
@@ -167,7 +182,7 @@ func (p *puller) notice(status string, h Header) {
 	// not, nothing is known about any request: start afresh.
 	left, err := strconv.Atoi(h.Get("Nats-Pending-Messages"))
 	if err != nil {
-		left = p.capacity
+		left = p.most
 	}
 	p.mu.Lock()
 	p.outstanding = max(p.outstanding-left, 0)
@@ -206,10 +221,10 @@ func (p *puller) pull() {
 		return
 	}
 	p.mu.Lock()
-	room := p.capacity - p.outstanding - len(p.held)
-	if room < (p.capacity+1)/2 {
-		p.mu.Unlock()
-		return
+	room := p.room()
+	if room > 0 {
+		p.adapt(time.Now())
+		room = p.room()
 	}
 	p.outstanding += room
 	p.mu.Unlock()
@@ -225,6 +240,29 @@ func (p *puller) pull() {
 			return
 		}
 	}
+}
+
+// room returns how many messages to ask for: none until that is half of the
+// capacity. p.mu is held.
+func (p *puller) room() int {
+	room := p.capacity - p.outstanding - len(p.held)
+	if room < (p.capacity+1)/2 {
+		return 0
+	}
+	return room
+}
+
+// adapt lets the capacity follow the pace of the handlers: a request costs the
+// server as much as some messages do, so quick handlers ask for many at a time;
+// slow ones keep few from other instances. p.mu is held.
+func (p *puller) adapt(now time.Time) {
+	switch took := now.Sub(p.asked); {
+	case took < quickPull:
+		p.capacity = min(2*p.capacity, p.most)
+	case took > slowPull:
+		p.capacity = max(p.capacity/2, p.least)
+	}
+	p.asked = now
 }
 
 func (p *puller) request(n int) []byte {

@@ -211,7 +211,7 @@ func newStreamConsumer(rt *run, r *streamRegistration, mw []Middleware) *streamC
 	}
 	c.handle = chainHandle(mw, r.info, HandleFunc(r.handler))
 	c.pull.init(c)
-	c.queue = make(chan *Msg, c.pull.capacity)
+	c.queue = make(chan *Msg, c.pull.most)
 	return c
 }
 
@@ -223,7 +223,7 @@ func (c *streamConsumer) runWorker() {
 			c.workers.Go(c.runWorker)
 		}
 	}()
-	batch := make([]*Msg, 0, min(c.cfg.Fetch.BatchSize, c.pull.capacity))
+	batch := make([]*Msg, 0, min(c.cfg.Fetch.BatchSize, c.pull.most))
 	for m := c.next(); m != nil; m = c.next() {
 		batch = append(batch[:0], m)
 	fill:
@@ -419,13 +419,13 @@ func (l *logLimiter) allow(level slog.Level, now time.Time) (left uint64, ok boo
 
 // toMsg wraps a message that the server delivered.
 func (c *streamConsumer) toMsg(nm *nats.Msg) (*Msg, bool) {
-	m := &Msg{
-		Subject:  nm.Subject,
-		Data:     nm.Data,
-		Header:   nm.Header,
-		ctx:      c.work,
-		reply:    nm.Reply,
-		consumer: c,
+	both := &struct { // one allocation
+		msg Msg
+		del delivery
+	}{
+		msg: Msg{Subject: nm.Subject, Data: nm.Data, Header: nm.Header, ctx: c.work},
+		del: delivery{consumer: c, reply: nm.Reply},
 	}
-	return m, parseAckReply(nm.Reply, &m.meta)
+	both.msg.delivery = &both.del
+	return &both.msg, parseAckReply(nm.Reply, &both.del.meta)
 }

@@ -154,6 +154,11 @@ func (p *planner) merge(regs []*streamRegistration) {
 		}
 		a.subjects = union(a.subjects, []string{r.info.Event.Subject})
 	}
+	// To list the subject of an event that is consumed from the stream is to ask
+	// for the event, not to claim the subject against other streams.
+	for _, a := range p.asked {
+		a.cfg.Subjects = slices.DeleteFunc(a.cfg.Subjects, func(s string) bool { return slices.Contains(a.subjects, s) })
+	}
 }
 
 // checkWorkQueues finds consumers that a work queue cannot serve: it hands each
@@ -196,6 +201,11 @@ func (p *planner) settings() {
 			continue
 		}
 		for _, d := range contradictions(a.cfg, have) {
+			if neverChanges(d) {
+				p.conflict("stream %q exists with %s %v, which the server never changes, and module %s asks for %v; "+
+					"ask for what exists, or choose another name", name, d.field, d.have, p.setBy(a, d.field), d.want)
+				continue
+			}
 			if !p.updates {
 				p.conflict("stream %q exists with %s %v, module %s asks for %v; ask for what exists, use WithStreamUpdates to change the stream, or choose another name",
 					name, d.field, d.have, p.setBy(a, d.field), d.want)
@@ -203,6 +213,11 @@ func (p *planner) settings() {
 			}
 			reflect.ValueOf(&cfg).Elem().FieldByName(d.field).Set(reflect.ValueOf(d.want))
 			p.because(name, fmt.Sprintf("%s from %v to %v", d.field, d.have, d.want))
+		}
+		if reader := p.reader(name); reader != "" && fitToOwn(have) && !fitToOwn(cfg) {
+			p.conflict("stream %q sources from stream %q, which modules %s want changed so that it removes messages before they are copied; "+
+				"leave its settings, or choose another name", reader, name, quoted(a.modules))
+			continue
 		}
 		kept := slices.DeleteFunc(slices.Clone(have.Subjects), func(s string) bool {
 			// The server refuses a subject beside a wildcard that covers it.
@@ -257,7 +272,7 @@ func (p *planner) assign(subject string, streams []string) {
 		return
 	}
 	for _, name := range streams {
-		cfg := p.final[name]
+		cfg := p.withoutStaleSources(p.final[name], owner, subject)
 		if name == owner {
 			if !covers(cfg.Subjects, subject) {
 				cfg.Subjects = union(cfg.Subjects, []string{subject})
@@ -269,6 +284,28 @@ func (p *planner) assign(subject string, streams []string) {
 		}
 		p.final[name] = cfg
 	}
+}
+
+// withoutStaleSources drops the sources of subject from streams that were its
+// owner before, or are gone: the event would come twice when they are back.
+// Sources that a module asks for stay.
+func (p *planner) withoutStaleSources(cfg StreamConfig, owner, subject string) StreamConfig {
+	if !isOurs(cfg) {
+		return cfg
+	}
+	var wanted []*jetstream.StreamSource
+	if a := p.asked[cfg.Name]; a != nil {
+		wanted = a.cfg.Sources
+	}
+	kept := slices.DeleteFunc(slices.Clone(cfg.Sources), func(s *jetstream.StreamSource) bool {
+		return s.FilterSubject == subject && (s.Name != owner || cfg.Name == owner) && s.External == nil &&
+			!slices.ContainsFunc(wanted, func(w *jetstream.StreamSource) bool { return sameSource(w, s) })
+	})
+	if len(kept) < len(cfg.Sources) {
+		p.because(cfg.Name, fmt.Sprintf("old source of subject %q dropped", subject))
+		cfg.Sources = kept
+	}
+	return cfg
 }
 
 // eventSource is how a stream gets an event from its owner: all of it. Without
@@ -329,6 +366,18 @@ func (p *planner) mayOwn(subject string, streams []string, owner, because string
 		return false
 	}
 	return true
+}
+
+// reader returns a stream on the server that sources from name, if there is one.
+func (p *planner) reader(name string) string {
+	for _, other := range slices.Sorted(maps.Keys(p.have)) {
+		if slices.ContainsFunc(p.have[other].Sources, func(s *jetstream.StreamSource) bool {
+			return s.Name == name && s.External == nil
+		}) {
+			return other
+		}
+	}
+	return ""
 }
 
 // isOrigin reports whether another stream sources the subject from name.
@@ -392,10 +441,9 @@ func (p *planner) newOwner(subject string, streams []string) string {
 // the server as one of all its messages, so that a message from a source would
 // wait for that consumer's ack, and never leave a work queue.
 func (p *planner) addSpareSubjects() {
-	for name := range p.asked {
-		cfg, ok := p.final[name]
-		if ok && cfg.Retention != LimitsPolicy && len(cfg.Sources) > 0 && len(cfg.Subjects) == 1 {
-			cfg.Subjects = append(slices.Clone(cfg.Subjects), spareSubjectPrefix+name)
+	for name, cfg := range p.final {
+		if cfg.Retention != LimitsPolicy && len(cfg.Sources) > 0 && len(cfg.Subjects) == 1 {
+			cfg.Subjects = union(cfg.Subjects, []string{spareSubjectPrefix + name})
 			p.final[name] = cfg
 		}
 	}
@@ -560,6 +608,18 @@ type contradiction struct {
 	want, have any
 }
 
+// neverChanges reports whether the server refuses to change the setting of a
+// stream that exists.
+func neverChanges(d contradiction) bool {
+	switch d.field {
+	case "Storage", "PersistMode", "AllowMsgCounter":
+		return true
+	case "Retention":
+		return d.want == WorkQueuePolicy || d.have == WorkQueuePolicy
+	}
+	return false
+}
+
 // contradictions lists the settings in which the asked configuration differs
 // from what exists. Fields left at zero ask for nothing, but for Retention and
 // Storage, whose zero values mean something.
@@ -580,8 +640,8 @@ func contradictions(want, have StreamConfig) []contradiction {
 
 func sameStream(a, b StreamConfig) bool {
 	sorted := func(s []string) []string { return slices.Sorted(slices.Values(s)) }
-	return slices.Equal(sorted(a.Subjects), sorted(b.Subjects)) &&
-		len(a.Sources) == len(b.Sources) && len(contradictions(b, a)) == 0
+	return slices.Equal(sorted(a.Subjects), sorted(b.Subjects)) && len(contradictions(b, a)) == 0 &&
+		len(a.Sources) == len(b.Sources) && len(unionSources(a.Sources, b.Sources)) == len(a.Sources)
 }
 
 func covers(patterns []string, subject string) bool {
@@ -613,13 +673,15 @@ func without(list []string, s string) []string {
 func unionSources(a, b []*jetstream.StreamSource) []*jetstream.StreamSource {
 	u := slices.Clone(a)
 	for _, s := range b {
-		if !slices.ContainsFunc(u, func(x *jetstream.StreamSource) bool {
-			return x.Name == s.Name && x.FilterSubject == s.FilterSubject && slices.Equal(x.SubjectTransforms, s.SubjectTransforms)
-		}) {
+		if !slices.ContainsFunc(u, func(x *jetstream.StreamSource) bool { return sameSource(x, s) }) {
 			u = append(u, s)
 		}
 	}
 	return u
+}
+
+func sameSource(a, b *jetstream.StreamSource) bool {
+	return a.Name == b.Name && a.FilterSubject == b.FilterSubject && slices.Equal(a.SubjectTransforms, b.SubjectTransforms)
 }
 
 func quoted(names []string) string {
