@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 )
 
 // subjectPrefix is the first token of every automatic subject. It is part of
@@ -108,7 +109,7 @@ func checkSubject(s string) error {
 	if len(s) > maxSubjectLen {
 		return fmt.Errorf("%w: %d bytes long, want at most %d", ErrInvalidSubject, len(s), maxSubjectLen)
 	}
-	tokenStart := 0
+	tokenStart, ascii := 0, true
 	for i := range len(s) {
 		switch c := s[i]; {
 		case c == '.':
@@ -122,7 +123,12 @@ func checkSubject(s string) error {
 			// NATS takes them as wildcards only when they stand alone, but a
 			// publisher that sends "a*" is a mistake waiting to be misread.
 			return fmt.Errorf("%w: %q: wildcard; an event is published on one subject", ErrInvalidSubject, s)
+		case c >= utf8.RuneSelf:
+			ascii = false
 		}
+	}
+	if !ascii && !utf8.ValidString(s) {
+		return fmt.Errorf("%w: %q: not UTF-8", ErrInvalidSubject, s)
 	}
 	if tokenStart == len(s) {
 		return fmt.Errorf("%w: %q: empty token", ErrInvalidSubject, s)

@@ -101,7 +101,7 @@ func (r *run) provisionOnce(ctx context.Context) error {
 				return fmt.Errorf("look up stream %q: %w", reg.info.Stream, jetStreamError(err))
 			}
 			streams[reg.info.Stream] = stream
-			r.created[reg.info.Stream] = stream.CachedInfo().Created
+			r.noteStream(reg.info.Stream, stream.CachedInfo().Created)
 		}
 		if err := r.provisionConsumer(ctx, stream, reg); err != nil {
 			return fmt.Errorf("consumer %q of stream %q, of module %q for event %s: %w",
@@ -259,10 +259,25 @@ func (r *run) restore(missed time.Time) error {
 	return r.provisionLocked(ctx)
 }
 
-func (r *run) streamCreated(name string) time.Time {
-	r.topologyMu.Lock()
-	defer r.topologyMu.Unlock()
-	return r.created[name]
+// noteStream remembers when a stream was made. When it is another one than
+// before, its consumers here forget the messages of the old one, before they can
+// get any of the new.
+func (r *run) noteStream(name string, created time.Time) {
+	before, known := r.created[name]
+	r.created[name] = created
+	if !known || before.Equal(created) {
+		return
+	}
+	select {
+	case <-r.ready:
+	default:
+		return // nothing consumes yet
+	}
+	for _, c := range r.streams {
+		if c.info.Stream == name {
+			c.pull.forget()
+		}
+	}
 }
 
 // jetStreamError adds what an error of the JetStream API means for the user.

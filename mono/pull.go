@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"strconv"
 	"sync"
@@ -39,7 +40,6 @@ type puller struct {
 	drained chan struct{} // closed when receive has seen its last message
 	stopRun chan struct{}
 	runDone chan struct{}
-	created time.Time     // of the stream; a younger one has other messages
 	gone    chan struct{} // the server says that the consumer does not exist
 	retry   chan struct{} // a request was refused; ask again later
 
@@ -53,6 +53,8 @@ type puller struct {
 	asked       time.Time       // when capacity was last looked at
 	outstanding int             // asked for and not here yet
 	held        map[uint64]*Msg // here, until their handler has returned; by stream sequence
+	echoes      map[uint64]*Msg // may come again although they were settled here, see expectEchoes
+	echoesUntil time.Time
 }
 
 // pullAhead is how many times the messages in work are asked for in advance, so
@@ -92,7 +94,6 @@ func (p *puller) start() error {
 	nc := p.c.rt.nc
 	p.subject = "$JS.API.CONSUMER.MSG.NEXT." + p.c.info.Stream + "." + p.c.info.Durable
 	p.inbox = nc.NewInbox()
-	p.created = p.c.rt.streamCreated(p.c.info.Stream)
 	sub, err := nc.Subscribe(p.inbox, p.receive)
 	if err != nil {
 		return err
@@ -127,7 +128,12 @@ func (p *puller) receive(nm *nats.Msg) {
 	m.touched = time.Now()
 	p.mu.Lock()
 	p.outstanding = max(p.outstanding-1, 0)
-	if old := p.held[seq]; old != nil && !p.supersedes(m, old) {
+	old := p.held[seq]
+	if old == nil {
+		old = p.echoes[seq]
+		delete(p.echoes, seq)
+	}
+	if old != nil && !p.supersedes(m, old) {
 		p.mu.Unlock()
 		p.pull()
 		return
@@ -155,7 +161,14 @@ func (p *puller) receive(nm *nats.Msg) {
 // this process was stopped for a while, or because the server missed the
 // settlement. That of old counts for both.
 func (p *puller) supersedes(m, old *Msg) bool {
+	if !old.meta.Timestamp.Equal(m.meta.Timestamp) {
+		// Another message: the stream was made anew. An ack of old would reach m.
+		old.state.CompareAndSwap(stateOpen, stateReturned)
+		return true
+	}
 	switch old.state.Load() {
+	case stateOpen:
+		return p.held[m.meta.Sequence.Stream] != old // its handler has returned and left it
 	case stateReturned:
 		return true
 	case stateSettled:
@@ -288,6 +301,17 @@ func (p *puller) reset() {
 	p.pull()
 }
 
+// expectEchoes is called when leases may have ended unseen: the server then has
+// messages in line to be delivered again that are in work here, and sends them
+// with the next request, even if they are settled by then.
+func (p *puller) expectEchoes() {
+	const atLeast = time.Minute
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.echoes = maps.Clone(p.held)
+	p.echoesUntil = time.Now().Add(max(atLeast, 2*p.c.server.AckWait))
+}
+
 // release makes room: the handler of these messages has returned.
 func (p *puller) release(batch []*Msg) {
 	p.mu.Lock()
@@ -313,11 +337,17 @@ func (p *puller) run() {
 	refused := time.NewTimer(0)
 	defer refused.Stop()
 	var seen uint64
+	last := time.Now()
 	for {
 		select {
 		case <-p.stopRun:
 			return
-		case now := <-leases.C:
+		case <-leases.C:
+			now := time.Now()
+			if now.Sub(last) > p.c.server.AckWait { // this process was stopped for a while
+				p.expectEchoes()
+			}
+			last = now
 			p.extendLeases(now, lease)
 		case <-watchdog.C:
 			if n := p.activity.Load(); n != seen {
@@ -344,6 +374,9 @@ func retryWait() time.Duration {
 func (p *puller) extendLeases(now time.Time, lease time.Duration) {
 	var due []*Msg
 	p.mu.Lock()
+	if now.After(p.echoesUntil) {
+		p.echoes = nil
+	}
 	for _, m := range p.held {
 		if m.state.Load() == stateOpen && now.Sub(m.touched) >= lease/2 {
 			m.touched = now
@@ -368,10 +401,6 @@ func (p *puller) recreate() {
 	for {
 		err := p.c.rt.restore(missed)
 		if err == nil {
-			if now := p.c.rt.streamCreated(p.c.info.Stream); !now.Equal(p.created) {
-				p.forget()
-				p.created = now
-			}
 			break
 		}
 		p.c.report(slog.LevelError, "streams and consumers not arranged, will try again", nil, err)
@@ -399,6 +428,7 @@ func (p *puller) forget() {
 		m.state.CompareAndSwap(stateOpen, stateReturned)
 	}
 	clear(p.held)
+	p.echoes = nil
 }
 
 // stopIntake ends the flow from the server and returns when everything that was

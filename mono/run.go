@@ -48,7 +48,7 @@ type run struct {
 	disconnected context.CancelFunc
 
 	// Guarded by topologyMu.
-	created     map[string]time.Time // of streams
+	created     map[string]time.Time // when each stream was made
 	provisioned time.Time            // when the topology was last made right
 }
 
@@ -231,6 +231,7 @@ func (r *run) resume() {
 		return // nothing consumes yet; start asks for itself
 	}
 	for _, c := range r.streams {
+		c.pull.expectEchoes()
 		c.pull.reset()
 	}
 }
@@ -256,12 +257,14 @@ const lastChance = 100 * time.Millisecond
 // handlers, modules, what is still to be sent, the connection, the server.
 // It goes on after errors and returns all of them.
 func (r *run) stop(ctx context.Context) error {
-	soft, cancel := softDeadline(ctx)
+	soft, cancel := before(ctx, 1)
 	defer cancel()
+	late, cancelLate := before(ctx, 1.0/2)
+	defer cancelLate()
 	var errs []error
-	errs = append(errs, r.stopConsumers(ctx, soft))
+	errs = append(errs, r.stopConsumers(late, soft))
 	for _, m := range slices.Backward(r.modules) {
-		if err := stopModule(ctx, m); err != nil {
+		if err := stopModule(late, m); err != nil {
 			errs = append(errs, fmt.Errorf("stop module %q: %w", m.Name(), err))
 		}
 	}
@@ -373,14 +376,17 @@ func (r *run) abort(ctx context.Context) error {
 	return r.stop(ctx)
 }
 
-// softDeadline is when handlers are cancelled: early enough before ctx's
-// deadline that they can return, and that what they settled can be sent.
-func softDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
-	const reservePart, reserveMax = 5, 2 * time.Second
+// before is a context that ends before ctx does, by a part of what Stop keeps of
+// its time: at the start of it handlers are cancelled, early enough that they can
+// return and that what they settled can be sent; half of it is for closing the
+// connection and the server. It has no deadline when ctx has none.
+func before(ctx context.Context, part float64) (context.Context, context.CancelFunc) {
+	const share, least, most = 5, 500 * time.Millisecond, 2 * time.Second
 	deadline, ok := ctx.Deadline()
 	if !ok {
 		return context.WithCancel(ctx)
 	}
-	reserve := min(time.Until(deadline)/reservePart, reserveMax)
-	return context.WithDeadlineCause(ctx, deadline.Add(-reserve), ErrStopTimeout)
+	left := time.Until(deadline)
+	reserve := min(max(left/share, least), most, left/2) //nolint:mnd // half of what there is, when it is little
+	return context.WithDeadline(ctx, deadline.Add(-time.Duration(part*float64(reserve))))
 }

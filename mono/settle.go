@@ -77,8 +77,9 @@ func (c *streamConsumer) settleError(m *Msg, err error) error {
 	attempt := m.meta.NumDelivered
 	if c.work.Err() != nil {
 		// Stop cut the handler short. That says nothing about the message, so it
-		// is handed back, whatever the number of its attempts.
-		return c.nak(m, 0)
+		// is handed back, whatever the number of its attempts. The server writes
+		// down a nak with a delay only: one without is gone when it stops, too.
+		return c.nak(m, time.Millisecond)
 	}
 	_, undecodable := errors.AsType[*DecodeError](err)
 	_, panicked := errors.AsType[*PanicError](err)

@@ -45,7 +45,7 @@ type StreamConsumerConfig struct {
 	Retry RetryPolicy
 
 	// Concurrency is how many batches are handled at a time, 1 to 4096. The
-	// default is 1.
+	// default is 1. Concurrency × BatchSize may be 100 000 at most.
 	Concurrency int
 
 	// AutoAck acks what the handler left unsettled when it returns nil. Without
@@ -73,6 +73,7 @@ const (
 	minIdleTimeout     = time.Second
 	maxIdleTimeout     = time.Minute
 	maxConcurrency     = 4096
+	maxInWork          = 100_000 // Concurrency × BatchSize
 	defaultAckWait     = 30 * time.Second
 	minAckWait         = 100 * time.Millisecond
 	minMaxAckPending   = 10_000
@@ -173,6 +174,9 @@ func (c StreamConsumerConfig) validate() error {
 	}
 	if c.Concurrency < 1 || c.Concurrency > maxConcurrency {
 		bad("Concurrency is %d, want 1 to %d", c.Concurrency, maxConcurrency)
+	}
+	if n := int64(c.Concurrency) * int64(c.Fetch.BatchSize); n > maxInWork {
+		bad("Concurrency × Fetch.BatchSize is %d, want at most %d messages in work at a time", n, maxInWork)
 	}
 	if err := c.Retry.validate(); err != nil {
 		errs = append(errs, err)

@@ -151,7 +151,8 @@ type Server struct {
 }
 
 // Start starts a server and waits until it accepts connections, or until ctx
-// ends. It returns [ErrStoreInUse] when another server uses the folder.
+// ends. It returns [ErrStoreInUse] when another server uses the folder and goes
+// on doing so for 2 s.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("start embedded NATS: %w", err)
@@ -167,12 +168,15 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 }
 
 func start(ctx context.Context, cfg Config) (*Server, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	s := &Server{stopped: make(chan struct{})}
 	opts, err := s.options(cfg)
 	if err != nil {
 		return nil, err
 	}
-	if s.lock, err = lockDir(cfg.StoreDir); err != nil {
+	if s.lock, err = lockDir(ctx, cfg.StoreDir); err != nil {
 		return nil, err
 	}
 	if s.srv, err = server.NewServer(opts); err != nil {
@@ -269,18 +273,23 @@ func (s *Server) options(cfg Config) (*server.Options, error) {
 	return opts, nil
 }
 
-// lockDir makes the folder and takes its lock, which ends with the process.
-func lockDir(dir string) (*flock.Flock, error) {
-	const private = 0o700
+// lockDir makes the folder and takes its lock, which ends with the process. It
+// waits a moment for a predecessor that is about to end.
+func lockDir(ctx context.Context, dir string) (*flock.Flock, error) {
+	const private, patience, poll = 0o700, 2 * time.Second, 50 * time.Millisecond
 	if err := os.MkdirAll(dir, private); err != nil {
 		return nil, err
 	}
 	lock := flock.New(filepath.Join(dir, "monotel.lock"))
-	ok, err := lock.TryLock()
-	if err != nil {
+	wait, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	ok, err := lock.TryLockContext(wait, poll)
+	switch {
+	case ctx.Err() != nil:
+		return nil, errors.Join(context.Cause(ctx), lock.Unlock())
+	case err != nil && wait.Err() == nil:
 		return nil, err
-	}
-	if !ok {
+	case !ok:
 		return nil, fmt.Errorf("%w: another process runs on it; give each its own folder, or connect both to one server", ErrStoreInUse)
 	}
 	return lock, nil
