@@ -19,20 +19,21 @@ inner := $(filter-out tools,$(patsubst %/go.mod,%,$(wildcard */go.mod examples/*
 # Settings of the tasks: make unit PKG=./mono RUN=TestStop
 PKG       ?= ./...
 RUN       ?=
-TIMEOUT   ?= 10m
+TIMEOUT   ?= 20m
 BENCH     ?= .
 BENCHTIME ?= 1s
 COUNT     ?= 1
+ROUNDS    ?= 10
 
 .PHONY: help
 help: ## list the tasks
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  unit, race, bench and cover take PKG=./mono, RUN=TestName, TIMEOUT=10m;"
 	@echo "  bench takes BENCH=Name, BENCHTIME=1s and COUNT=10 as well."
 
 .PHONY: test
-test: race-ready check-fmt check-tidy vet lint build race ## the whole check: what must pass before a change lands
+test: race-ready check-fmt check-tidy vet lint build allocs race ## the whole check: what must pass before a change lands
 
 .PHONY: unit
 unit: ## only the tests, without the race detector
@@ -63,6 +64,16 @@ tidy: ## tidy go.mod and go.sum of every module
 bench: ## run the benchmarks
 	@echo "==> run the benchmarks"
 	@go test -run='^$$' -bench='$(BENCH)' -benchmem -benchtime=$(BENCHTIME) -count=$(COUNT) -timeout=0 $(PKG)
+
+.PHONY: performance
+performance: ## measure against nats.go and write docs/performance.md
+	@echo "==> run the paired benchmarks, $(ROUNDS) rounds"
+	@dir="$$(mktemp -d)" && trap 'rm -rf "$$dir"' EXIT && \
+	go test -c -o "$$dir/mono.test" ./mono && \
+	for i in $$(seq $(ROUNDS)); do \
+		"$$dir/mono.test" -test.run='^$$' -test.bench=. -test.benchtime=0.5s >> "$$dir/bench.txt" || { cat "$$dir/bench.txt"; exit 1; }; \
+	done && \
+	go run ./internal/perftable docs/performance.md < "$$dir/bench.txt"
 
 .PHONY: cover
 cover: ## run the tests and report what they reach (coverage.out, coverage.html)
@@ -109,6 +120,12 @@ vet:
 	@echo "==> vet"
 	@go vet ./...
 	@for m in $(inner); do echo "==> vet $$m"; (cd "$$m" && go vet ./...) || exit 1; done
+
+# The race detector allocates, so what is counted is counted without it.
+.PHONY: allocs
+allocs:
+	@echo "==> count allocations"
+	@go test -timeout=$(TIMEOUT) -run='^TestAlloc' ./...
 
 # 386 finds what takes int for 64 bits, Windows what takes paths and signals
 # for those of Unix.

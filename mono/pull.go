@@ -64,7 +64,7 @@ const pullAhead = 2
 
 const (
 	minCapacity  = 32
-	maxCapacity  = 256 // unless pullAhead asks for more
+	maxCapacity  = 512 // unless pullAhead asks for more
 	maxHeartbeat = 5 * time.Second
 
 	// Half of the capacity should take this long to handle.

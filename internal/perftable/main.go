@@ -1,0 +1,268 @@
+// Command perftable writes the table of docs/performance.md. It reads the output
+// of the paired benchmarks, several rounds of it, and puts the table between the
+// markers of the file it is given, or on standard output when it is given none:
+//
+//	go test -run='^$' -bench=. ./mono | go run ./internal/perftable docs/performance.md
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Sides of a pair, in the names of benchmarks: BenchmarkX/impl=raw.
+const (
+	implRaw     = "raw"
+	implMonotel = "monotel"
+)
+
+const (
+	unitTime   = "ns/op"
+	unitP99    = "p99-ns/op"
+	unitAllocs = "allocs/op"
+)
+
+// A pair is a row of the table.
+type pair struct {
+	name   string // of the benchmark, without impl
+	title  string
+	unit   string  // what is compared
+	ratio  float64 // monotel may take so many times what nats.go takes
+	allocs float64 // and make so many allocations more; 0 is no target
+}
+
+// pairs are the rows, and the targets of this project. A pair that was not
+// measured is an error, so that no row is lost without notice.
+var pairs = []pair{
+	{name: "CorePublish/msg=new", title: "core publish", unit: unitTime, ratio: 1.3},
+	{name: "CorePublish/msg=reused", title: "core publish, the same `Msg` each time", unit: unitTime, ratio: 1.3},
+	{name: "CorePubSub", title: "core publish to handler", unit: unitTime, ratio: 1.3},
+	{name: "TypedPubSub", title: "the same, JSON values", unit: unitTime},
+	{name: "DurablePublishSync", title: "durable publish", unit: unitTime, ratio: 1.15},
+	{name: "DurablePublishAsync", title: "durable publish, asynchronous", unit: unitTime, ratio: 1.15},
+	{name: "ConsumeAck/batch=10", title: "consume and ack, `BatchSize` 10 (the default)", unit: unitTime, ratio: 1.25, allocs: 4},
+	{name: "ConsumeAck/batch=100", title: "consume and ack, `BatchSize` 100", unit: unitTime, ratio: 1.25, allocs: 4},
+	{name: "TypedConsumeAck", title: "consume and ack, JSON values", unit: unitTime},
+	{name: "LoneDurableEvent", title: "a lone durable event, publish to handler, 99th percentile", unit: unitP99, ratio: 3},
+}
+
+func main() {
+	if err := run(os.Args[1:], os.Stdin, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "perftable:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string, in io.Reader, out io.Writer) error {
+	if len(args) > 1 {
+		return fmt.Errorf("%d arguments given, want the file to write, or none", len(args))
+	}
+	res, err := parse(in)
+	if err != nil {
+		return fmt.Errorf("read benchmarks: %w", err)
+	}
+	text, err := table(res, pairs)
+	if err != nil {
+		return err
+	}
+	if len(args) == 0 {
+		_, err = io.WriteString(out, text)
+		return err
+	}
+	doc, err := os.ReadFile(args[0]) //nolint:gosec // who runs it names the file
+	if err != nil {
+		return err
+	}
+	if doc, err = insert(doc, text); err != nil {
+		return fmt.Errorf("%s: %w", args[0], err)
+	}
+	const everybodyReads = 0o644
+	return os.WriteFile(args[0], doc, everybodyReads) //nolint:gosec // as above
+}
+
+// results are what the benchmarks printed.
+type results struct {
+	goos, goarch, procs string
+	values              map[key][]float64 // in the order of the rounds
+}
+
+type key struct{ name, impl, unit string }
+
+// parse reads the text that package testing writes. Benchmarks that are not one
+// of a pair are left out.
+func parse(in io.Reader) (results, error) {
+	res := results{values: make(map[key][]float64)}
+	lines := bufio.NewScanner(in)
+	for lines.Scan() {
+		line := lines.Text()
+		if strings.HasPrefix(line, "FAIL") || strings.HasPrefix(line, "--- FAIL") || strings.HasPrefix(line, "panic:") {
+			return res, fmt.Errorf("a benchmark failed: %q", line)
+		}
+		for name, to := range map[string]*string{"goos: ": &res.goos, "goarch: ": &res.goarch} {
+			if v, ok := strings.CutPrefix(line, name); ok {
+				*to = strings.TrimSpace(v)
+			}
+		}
+		if err := res.add(strings.Fields(line)); err != nil {
+			return res, fmt.Errorf("%q: %w", line, err)
+		}
+	}
+	return res, lines.Err()
+}
+
+// add takes a line such as
+//
+//	BenchmarkX/impl=raw-2   100   365.6 ns/op   41 B/op   1 allocs/op
+func (r *results) add(fields []string) error {
+	const nameAndRuns = 2
+	if len(fields) <= nameAndRuns || len(fields)%2 != 0 {
+		return nil
+	}
+	name, ok := strings.CutPrefix(fields[0], "Benchmark")
+	if !ok {
+		return nil
+	}
+	name, impl, ok := strings.Cut(name, "/impl=")
+	if !ok {
+		return nil
+	}
+	impl, r.procs, ok = strings.Cut(impl, "-")
+	if !ok {
+		r.procs = "1" // testing leaves it out
+	}
+	for i := nameAndRuns; i < len(fields); i += 2 {
+		v, err := strconv.ParseFloat(fields[i], 64)
+		if err != nil {
+			return err
+		}
+		k := key{name, impl, fields[i+1]}
+		r.values[k] = append(r.values[k], v)
+	}
+	return nil
+}
+
+// table renders rows. The two sides of a round ran one after the other, so they
+// are compared with each other, and the middle of all rounds is shown: another
+// process that is busy for a while slows both.
+func table(res results, rows []pair) (string, error) {
+	var b strings.Builder
+	b.WriteString("| | nats.go | monotel | ratio | target | allocations | target |\n")
+	b.WriteString("|---|--:|--:|--:|--:|--:|--:|\n")
+	var errs []error
+	fewest, missed := 0, false
+	for _, p := range rows {
+		raw, monotel := res.values[key{p.name, implRaw, p.unit}], res.values[key{p.name, implMonotel, p.unit}]
+		if len(raw) == 0 || len(raw) != len(monotel) {
+			errs = append(errs, fmt.Errorf("%s: %d runs of nats.go and %d of monotel have %s; want as many of each, and one at least",
+				p.name, len(raw), len(monotel), p.unit))
+			continue
+		}
+		if fewest == 0 || len(raw) < fewest {
+			fewest = len(raw)
+		}
+		ratios := make([]float64, len(raw))
+		for i := range raw {
+			ratios[i] = monotel[i] / raw[i]
+		}
+		ratio := fmt.Sprintf("%.2f (%.2f–%.2f)", quantile(ratios, 0.5), quantile(ratios, 0.25), quantile(ratios, 0.75))
+		if p.ratio > 0 && quantile(ratios, 0.5) > p.ratio {
+			ratio, missed = "**"+ratio+"**", true
+		}
+		allocs, over := allocations(res, p)
+		missed = missed || over
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s |\n",
+			p.title, duration(quantile(raw, 0.5)), duration(quantile(monotel, 0.5)),
+			ratio, target("≤ %.4g", p.ratio), allocs, target("≤ +%.4g", p.allocs))
+	}
+	if len(errs) > 0 {
+		return "", errors.Join(errs...)
+	}
+	fmt.Fprintf(&b, "\n%d rounds, %s, %s/%s, GOMAXPROCS=%s.", fewest, runtime.Version(), res.goos, res.goarch, res.procs)
+	if missed {
+		b.WriteString(" Bold: misses its target.")
+	}
+	b.WriteString("\n")
+	return b.String(), nil
+}
+
+// allocations shows both sides' and the difference.
+func allocations(res results, p pair) (text string, over bool) {
+	raw, monotel := res.values[key{p.name, implRaw, unitAllocs}], res.values[key{p.name, implMonotel, unitAllocs}]
+	if len(raw) == 0 || len(monotel) == 0 {
+		return "", false
+	}
+	r, m := quantile(raw, 0.5), quantile(monotel, 0.5)
+	text = fmt.Sprintf("%.0f → %.0f", r, m)
+	if p.allocs > 0 && m-r > p.allocs {
+		return "**" + text + "**", true
+	}
+	return text, false
+}
+
+func target(format string, v float64) string {
+	if v == 0 {
+		return ""
+	}
+	return fmt.Sprintf(format, v)
+}
+
+// quantile returns the value below which the part q of vs lies, between two of
+// them where it has to.
+func quantile(vs []float64, q float64) float64 {
+	vs = slices.Sorted(slices.Values(vs))
+	at := q * float64(len(vs)-1)
+	i := int(at)
+	if i == len(vs)-1 {
+		return vs[i]
+	}
+	return vs[i] + (at-float64(i))*(vs[i+1]-vs[i])
+}
+
+// duration shows nanoseconds with three digits.
+func duration(ns float64) string {
+	const thousand = 1000
+	for _, unit := range []string{"ns", "µs", "ms"} {
+		if ns < thousand {
+			return digits(ns) + " " + unit
+		}
+		ns /= thousand
+	}
+	return digits(ns) + " s"
+}
+
+func digits(v float64) string {
+	switch {
+	case v < 10:
+		return strconv.FormatFloat(v, 'f', 2, 64)
+	case v < 100:
+		return strconv.FormatFloat(v, 'f', 1, 64)
+	}
+	return strconv.FormatFloat(v, 'f', 0, 64)
+}
+
+// The lines around the table.
+const (
+	beginMarker = "<!-- table: made by make performance, do not edit -->\n"
+	endMarker   = "<!-- end of table -->\n"
+)
+
+// insert replaces what is between the markers.
+func insert(doc []byte, text string) ([]byte, error) {
+	head, rest, ok := bytes.Cut(doc, []byte(beginMarker))
+	if !ok {
+		return nil, fmt.Errorf("no line %q", beginMarker)
+	}
+	_, tail, ok := bytes.Cut(rest, []byte(endMarker))
+	if !ok {
+		return nil, fmt.Errorf("no line %q after it begins", endMarker)
+	}
+	return slices.Concat(head, []byte(beginMarker+"\n"+text+"\n"+endMarker), tail), nil
+}

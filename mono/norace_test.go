@@ -1,0 +1,5 @@
+//go:build !race
+
+package mono_test
+
+const raceEnabled = false
