@@ -125,7 +125,7 @@ vet:
 .PHONY: allocs
 allocs:
 	@echo "==> count allocations"
-	@go test -timeout=$(TIMEOUT) -run='^TestAlloc' ./...
+	@go test -timeout=$(TIMEOUT) -run='^TestAlloc' ./mono
 
 # 386 finds what takes int for 64 bits, Windows what takes paths and signals
 # for those of Unix.
