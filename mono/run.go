@@ -344,7 +344,7 @@ func (r *run) close(ctx context.Context) error {
 	r.app.bus.run.CompareAndSwap(r, nil)
 	if r.nc != nil {
 		if r.nc.IsConnected() {
-			errs = append(errs, r.async.drain(ctx))
+			errs = append(errs, r.async.drain(ctx), r.awaitServer(ctx))
 			if err := r.flush(ctx); err != nil {
 				errs = append(errs, fmt.Errorf("send the last messages: %w", err))
 			}
@@ -358,6 +358,24 @@ func (r *run) close(ctx context.Context) error {
 	}
 	if r.server != nil {
 		errs = append(errs, r.server.Stop(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// awaitServer lets an embedded server, which is about to stop, act on the last
+// settlements.
+func (r *run) awaitServer(ctx context.Context) error {
+	const limit = 10 * time.Second // nats.go insists on a deadline
+	if r.server == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var errs []error
+	for _, c := range r.streams {
+		if err := c.awaitServer(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("send the last settlements of consumer %q: %w", c.info.Durable, err))
+		}
 	}
 	return errors.Join(errs...)
 }

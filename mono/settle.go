@@ -1,11 +1,14 @@
 package mono
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/nats-io/nats.go"
 )
 
 type settleKind uint8
@@ -42,6 +45,9 @@ var (
 	wireAck      = []byte("+ACK")
 	wireNak      = []byte("-NAK")
 	wireProgress = []byte("+WPI")
+	// wireNothing is no settlement. The embedded server answers it in its turn;
+	// +WPI would start the AckWait of a message anew that was just handed back.
+	wireNothing = []byte("?")
 )
 
 // settle is the one place where a delivery leaves this process: each ack, nak,
@@ -153,5 +159,21 @@ func oneLine(s string) string {
 func (c *streamConsumer) inProgress(m *Msg) error { return c.reply(m, wireProgress) }
 
 func (c *streamConsumer) reply(m *Msg, body []byte) error {
+	c.last.Store(m.delivery)
 	return c.rt.nc.Publish(m.reply, body)
+}
+
+// awaitServer waits until the server has acted on every settlement sent so far.
+// It takes them one after another from a queue of its own, which is gone when an
+// embedded server stops: so the last one is followed by a request.
+func (c *streamConsumer) awaitServer(ctx context.Context) error {
+	d := c.last.Load()
+	if d == nil {
+		return nil
+	}
+	_, err := c.rt.nc.RequestWithContext(ctx, d.reply, wireNothing)
+	if errors.Is(err, nats.ErrNoResponders) {
+		return nil // the consumer is gone
+	}
+	return err
 }

@@ -138,6 +138,49 @@ func TestStop_underLoad(t *testing.T) {
 	}
 }
 
+// Many messages are acked right before Stop. The server puts acks into a queue of
+// its own, and an embedded one that ends before it has read that queue would
+// deliver them again.
+func TestStop_lastAcksCount(t *testing.T) {
+	t.Parallel()
+	const n = 3000
+	for _, retention := range []jetstream.RetentionPolicy{mono.LimitsPolicy, mono.WorkQueuePolicy, mono.InterestPolicy} {
+		t.Run(retention.String(), func(t *testing.T) {
+			t.Parallel()
+			e := defineEvent(t, "Created")
+			var mu sync.Mutex
+			var got []*mono.Msg
+			cfg := autoAck("S", retention)
+			cfg.AutoAck = false
+			cfg.Consumer.AckWait = patience // what is acked late is not delivered again before that
+			app := runApp(t, inFolder(t.TempDir()), emitter("shop", e), durableModule("m", e, cfg, func(_ context.Context, msgs []*mono.Msg) error {
+				mu.Lock()
+				defer mu.Unlock()
+				got = append(got, msgs...)
+				return nil
+			}))
+			want := payloads("n", 0, n)
+			publishAll(t, app.Bus(), e, want)
+			eventually(t, func() bool {
+				mu.Lock()
+				defer mu.Unlock()
+				return len(got) == n
+			}, "everything is delivered")
+			for _, m := range got {
+				if err := m.Ack(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			mustStop(t, app)
+			mustStart(t, app)
+			info := consumerInfo(t, app, "S", "m_shop_created_v1")
+			if info.NumAckPending > 0 || info.NumPending > 0 {
+				t.Errorf("%d of %d acked messages are to be acked, and %d to be delivered, after a restart", info.NumAckPending, n, info.NumPending)
+			}
+		})
+	}
+}
+
 // A handler that publishes what follows from an event can do so while the App
 // stops: for every event that was acked there is what follows.
 func TestStop_handlersPublishToTheEnd(t *testing.T) {

@@ -199,6 +199,7 @@ type streamConsumer struct {
 	intakeEnded chan struct{}
 	workers     sync.WaitGroup
 	limiter     logLimiter
+	last        atomic.Pointer[delivery] // that something was sent for
 
 	pull puller
 }
