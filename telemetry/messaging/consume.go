@@ -1,0 +1,495 @@
+package messaging
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// A Route is what a consumer consumes, and as who.
+type Route struct {
+	Template string // the declared subject of the event
+	Group    string // the durable name, or the queue group
+	Stream   string // "" for core NATS
+}
+
+// A Settlement is what a consumer says to the server about a message.
+type Settlement uint8
+
+// The settlements.
+const (
+	Ack Settlement = iota
+	Nak
+	NakDelay
+	Term
+	settlements = iota
+)
+
+var settlementNames = [settlements]string{opAck, opNak, "nak_delay", opTerm}
+
+const inProgress = "in_progress"
+
+func (s Settlement) String() string { return settlementNames[s] }
+
+// operation is the name of the operation: a nak is one with and without delay.
+func (s Settlement) operation() string {
+	switch s {
+	case Ack:
+		return opAck
+	case Nak, NakDelay:
+		return opNak
+	default:
+		return opTerm
+	}
+}
+
+// A Consumer records what one consumer does. It is safe for concurrent use.
+type Consumer struct {
+	t     *Telemetry
+	route Route
+
+	spanName    string
+	spanStart   []trace.SpanStartOption
+	batchName   string
+	batchStart  []trace.SpanStartOption
+	rest        []attribute.KeyValue // of a span, beyond those it starts with
+	settleName  [settlements]string
+	settleAttrs [settlements][]attribute.KeyValue
+
+	consumed, redeliveries, late, unsettled, active count
+	contexts                                        [contextStates]count
+	settled, notSettled                             [settlements]count
+	extended, notExtended                           count
+
+	own         *[]metric.RecordOption // of our histograms
+	processed   *[]metric.RecordOption
+	processErrs perError[[]metric.RecordOption]
+
+	state      atomic.Pointer[ConsumerState]
+	stateAttrs []metric.ObserveOption
+}
+
+// Consumer returns the consumer of a route. Call it once for each and keep it.
+func (t *Telemetry) Consumer(r Route) *Consumer {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c := t.consumers[r]; c != nil {
+		return c
+	}
+	c := &Consumer{t: t, route: r, spanName: opProcess + " " + r.Template, batchName: opBatch + " " + r.Template}
+	template, group := keyTemplate.String(r.Template), keyConsumerGroup.String(clean(r.Group, maxAttribute))
+	c.spanStart = []trace.SpanStartOption{
+		trace.WithSpanKind(trace.SpanKindConsumer),
+		trace.WithAttributes(keyOperationName.String(opProcess), keyOperationType.String(typeProcess), template),
+	}
+	c.rest = []attribute.KeyValue{keySystem.String(systemNATS), group}
+	c.batchStart = []trace.SpanStartOption{
+		trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(c.operation(opBatch, typeProcess)...), trace.WithNewRoot(),
+	}
+	c.processed = recordOptions(c.operation(opProcess, typeProcess)...)
+	c.own = recordOptions(template, group)
+	c.consumed.init(keySystem.String(systemNATS), keyOperationName.String(opProcess), template, group)
+	for _, own := range []*count{&c.redeliveries, &c.late, &c.unsettled, &c.active} {
+		own.init(template, group)
+	}
+	for i := range c.contexts {
+		c.contexts[i].init(template, group, keyMetricState.String(contextStateNames[i]))
+	}
+	for s := range Settlement(settlements) {
+		name := keyMetricSettlement.String(s.String())
+		c.settled[s].init(template, group, name, keyMetricOutcome.String(outcomeOK))
+		c.notSettled[s].init(template, group, name, keyMetricOutcome.String(outcomeError))
+		c.settleName[s] = s.operation() + " " + r.Template
+		// The rest is on the parent, one click away.
+		c.settleAttrs[s] = []attribute.KeyValue{
+			keySettlement.String(s.String()), // of the processing, too
+			keySystem.String(systemNATS), keyOperationName.String(s.operation()), keyOperationType.String(typeSettle), template,
+		}
+	}
+	c.extended.init(template, group, keyMetricSettlement.String(inProgress), keyMetricOutcome.String(outcomeOK))
+	c.notExtended.init(template, group, keyMetricSettlement.String(inProgress), keyMetricOutcome.String(outcomeError))
+	c.stateAttrs = observeOptions(keyStream.String(r.Stream), group)
+	t.consumers[r] = c
+	return c
+}
+
+// operation are the attributes of one kind of operation.
+func (c *Consumer) operation(name, typ string) []attribute.KeyValue {
+	return []attribute.KeyValue{
+		keySystem.String(systemNATS), keyOperationName.String(name), keyOperationType.String(typ),
+		keyTemplate.String(c.route.Template), keyConsumerGroup.String(clean(c.route.Group, maxAttribute)),
+	}
+}
+
+func (c *Consumer) observe(o metric.Observer) {
+	i := &c.t.instruments
+	durable := c.route.Stream != ""
+	c.consumed.observe(o, i.consumed, false)
+	c.active.observe(o, i.active, true)
+	for s := range c.contexts {
+		c.contexts[s].observe(o, i.traceContext, false)
+	}
+	// What people are alerted by is there from the start: the first increase of a
+	// series that was not there before is not seen by Prometheus.
+	c.redeliveries.observe(o, i.redeliveries, durable)
+	c.late.observe(o, i.late, durable)
+	c.unsettled.observe(o, i.unsettled, durable)
+	for s := range Settlement(settlements) {
+		c.settled[s].observe(o, i.settlements, durable)
+		c.notSettled[s].observe(o, i.settlements, false)
+	}
+	c.extended.observe(o, i.settlements, false)
+	c.notExtended.observe(o, i.settlements, false)
+	c.observeState(o)
+}
+
+// A Message is what a delivery says of itself.
+type Message struct {
+	Subject          string
+	Header           nats.Header
+	Size             int
+	Stored           time.Time // when the server stored it; zero for core NATS
+	Attempt          uint64    // counted from 1; 0 for core NATS
+	StreamSequence   uint64
+	ConsumerSequence uint64
+}
+
+// A Delivery is one message in the hands of a handler. It is meant to be part of
+// a larger struct. Its methods are safe for concurrent use once Start has
+// returned; the zero value records nothing but settlements.
+type Delivery struct {
+	c        *Consumer
+	ctx      context.Context //nolint:containedctx // that of the span
+	span     trace.Span
+	attrs    []attribute.KeyValue // of the span, set when it ends
+	begin    time.Time
+	stored   time.Time
+	attempt  uint64
+	sequence uint64
+	ended    atomic.Bool
+}
+
+// Start begins the processing of a message, in a trace of its own or in that of
+// its publish, and returns the context to handle it with. ctx has no span, see
+// Bare. now is the time, so that a batch reads the clock once.
+func (c *Consumer) Start(ctx context.Context, d *Delivery, m *Message, now time.Time) (out context.Context) {
+	d.c, d.ctx, d.span, d.begin, d.stored = c, ctx, noSpan, now, m.Stored
+	d.attempt, d.sequence = m.Attempt, m.StreamSequence
+	out = ctx //nolint:wastedassign // what is returned when a hook panics
+	c.consumed.n.Add(1)
+	c.active.n.Add(1)
+	if m.Attempt > 1 {
+		c.redeliveries.n.Add(1)
+	}
+	defer c.queued(d, m) // with the span, which exemplars lead to
+	defer contain()
+	parent, sc, state := c.t.extract(ctx, m.Header)
+	fresh := m.Attempt <= 1 && (m.Stored.IsZero() || now.Sub(m.Stored) < c.t.freshFor)
+	if state == stateContinued && !fresh {
+		state = stateLinked
+	}
+	c.contexts[state].n.Add(1)
+	if state == stateLinked {
+		parent = trace.ContextWithSpan(parent, noSpan) // baggage stays
+	}
+	d.ctx, out = parent, parent
+	tracer := c.t.tracers.get()
+	if tracer == nil {
+		return out
+	}
+	opts := c.spanStart
+	if m.Attempt > 1 || state == stateLinked {
+		opts = c.startOptions(m, sc)
+	}
+	started, span := tracer.Start(parent, c.spanName, opts...)
+	if started == nil || span == nil {
+		return out
+	}
+	d.ctx, d.span, out = started, span, started
+	if span.IsRecording() {
+		c.describe(d, m)
+		if state == stateContinued && m.Attempt > 0 {
+			span.AddLink(trace.Link{SpanContext: sc})
+		}
+	}
+	return out
+}
+
+// queued records how long a message waited for its first delivery.
+func (c *Consumer) queued(d *Delivery, m *Message) {
+	defer contain()
+	if m.Attempt == 1 {
+		c.t.instruments.queueDuration.Record(d.ctx, max(d.begin.Sub(m.Stored).Seconds(), 0), *c.own...)
+	}
+}
+
+// startOptions are those of a span that begins a trace although there was one
+// before. A sampler sees its links.
+func (c *Consumer) startOptions(m *Message, sc trace.SpanContext) []trace.SpanStartOption {
+	const more = 3
+	opts := append(make([]trace.SpanStartOption, 0, len(c.spanStart)+more), c.spanStart...)
+	links := make([]trace.Link, 0, 2) //nolint:mnd // the publish, and the attempt before
+	if sc.IsValid() {
+		links = append(links, trace.Link{SpanContext: sc})
+	}
+	if m.Attempt > 1 {
+		opts = append(opts, trace.WithAttributes(sequenceAttr(KeyDeliveryCount, m.Attempt)))
+		if last, ok := c.t.attempts.take(attemptKey{c, m.StreamSequence}); ok {
+			links = append(links, trace.Link{SpanContext: last})
+		}
+	}
+	if len(links) > 0 {
+		opts = append(opts, trace.WithLinks(links...))
+	}
+	return opts
+}
+
+// describe adds what samplers do not need.
+func (c *Consumer) describe(d *Delivery, m *Message) {
+	const most = 12
+	attrs := append(make([]attribute.KeyValue, 0, most), c.rest...)
+	attrs = append(attrs, keyDestination.String(clean(m.Subject, maxAttribute)))
+	if id := m.Header.Get(msgIDHeader); id != "" {
+		attrs = append(attrs, keyMessageID.String(clean(id, maxAttribute)))
+	}
+	if c.t.settings.BodySize {
+		attrs = append(attrs, keyBodySize.Int(m.Size))
+	}
+	if c.route.Stream != "" {
+		attrs = append(attrs, keyStream.String(c.route.Stream),
+			sequenceAttr(keyStreamSequence, m.StreamSequence), sequenceAttr(keyConsumerSequence, m.ConsumerSequence))
+		if m.Attempt == 1 { // the others began with it
+			attrs = append(attrs, sequenceAttr(KeyDeliveryCount, m.Attempt))
+		}
+	}
+	d.attrs = c.t.withServer(attrs)
+}
+
+// unsettled takes the place of a Settlement where there was none.
+const unsettled = -1
+
+// end closes the processing once, whoever comes first: the settlement or the
+// handler's return.
+func (d *Delivery) end(settlement int, err error, now time.Time) {
+	if d.c == nil || !d.ended.CompareAndSwap(false, true) {
+		return
+	}
+	c := d.c
+	c.active.n.Add(-1)
+	defer end(d.span)
+	defer contain()
+	opts := c.processed
+	if err != nil {
+		var name string
+		name, opts = c.failure(err)
+		fail(d.span, name)
+	}
+	if d.attrs != nil { // in one call, as the SDK copies what it has with each
+		switch {
+		case settlement >= 0:
+			d.attrs = append(d.attrs, c.settleAttrs[settlement][0])
+		case d.attempt > 0:
+			d.attrs = append(d.attrs, keySettlement.String("unsettled"))
+		}
+		d.span.SetAttributes(d.attrs...)
+	}
+	if now.IsZero() {
+		return
+	}
+	c.t.instruments.processDuration.Record(d.ctx, now.Sub(d.begin).Seconds(), *opts...)
+}
+
+// failure returns what is recorded of a processing that failed.
+func (c *Consumer) failure(err error) (string, *[]metric.RecordOption) {
+	errorType, number := c.t.errors.of(err)
+	return errorType, c.processErrs.get(number, func() *[]metric.RecordOption {
+		return recordOptions(append(c.operation(opProcess, typeProcess), keyErrorType.String(errorType))...)
+	})
+}
+
+// Return says that the handler has returned and left the message as it was. With
+// a nil err, of a durable consumer, that is counted as unsettled.
+func (d *Delivery) Return(err error) {
+	if d.c == nil || d.ended.Load() {
+		return
+	}
+	if d.attempt == 0 {
+		d.end(unsettled, err, d.c.t.instruments.now(d.ctx))
+		return
+	}
+	if err == nil {
+		d.c.unsettled.n.Add(1)
+	}
+	d.remember()
+	d.end(unsettled, err, d.c.t.instruments.now(d.ctx))
+}
+
+// remember keeps the span for the next attempt to link to.
+func (d *Delivery) remember() {
+	defer contain()
+	d.c.t.attempts.remember(attemptKey{d.c, d.sequence}, d.span.SpanContext())
+}
+
+// Abandon says that the message is not to be settled here any more: its stream is
+// gone, or the connection.
+func (d *Delivery) Abandon() {
+	if d.c == nil || d.ended.Load() {
+		return
+	}
+	d.remember()
+	d.end(unsettled, nil, d.c.t.instruments.now(d.ctx))
+}
+
+// Extended counts an in-progress, sent or not because of err.
+func (c *Consumer) Extended(err error) {
+	if err != nil {
+		c.notExtended.n.Add(1)
+		return
+	}
+	c.extended.n.Add(1)
+}
+
+// A Settle is one settlement that is being sent.
+type Settle struct {
+	c    *Consumer
+	d    *Delivery
+	kind Settlement
+	span trace.Span
+}
+
+var settleOptions = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindClient)}
+
+// Settle begins a settlement of d.
+func (c *Consumer) Settle(d *Delivery, kind Settlement) (s Settle) {
+	s = Settle{c: c, d: d, kind: kind, span: noSpan}
+	if d.c == nil { // it never got to a handler
+		return s
+	}
+	if kind == Nak || kind == NakDelay {
+		d.remember() // the next delivery may be here before this one is sent
+	}
+	level := c.t.settings.SettleSpans
+	if level == SettleSpansNone || level == SettleSpansFailures && kind == Ack {
+		return s
+	}
+	defer contain()
+	if !d.span.SpanContext().IsSampled() {
+		return s
+	}
+	tracer := c.t.tracers.get()
+	if tracer == nil {
+		return s
+	}
+	_, span := tracer.Start(d.ctx, c.settleName[kind], settleOptions...)
+	if span == nil {
+		return s
+	}
+	s.span = span
+	if span.IsRecording() { // afterwards, as the parent decides what is sampled
+		span.SetAttributes(c.settleAttrs[kind]...)
+	}
+	return s
+}
+
+// End ends the settlement: sent, or not because of err. late says that the lease
+// had ended before. cause is the error that the message is settled because of,
+// if any. A settlement that was sent ends the processing.
+func (s *Settle) End(err error, late bool, cause error) {
+	if err != nil {
+		s.c.notSettled[s.kind].n.Add(1)
+		s.fail(err)
+		return
+	}
+	s.c.settled[s.kind].n.Add(1)
+	if late {
+		s.c.late.n.Add(1)
+	}
+	end(s.span)
+	if s.d.c == nil {
+		return
+	}
+	now := s.c.t.instruments.now(s.d.ctx) // once for all: reading the clock is no small part of this
+	s.final(now)
+	s.d.end(int(s.kind), cause, now)
+}
+
+// fail ends the settlement's own span.
+func (s *Settle) fail(err error) {
+	defer end(s.span)
+	defer contain()
+	name, _ := s.c.t.errors.of(err)
+	fail(s.span, name)
+}
+
+// final records what an ack or a term concludes.
+func (s *Settle) final(now time.Time) {
+	d := s.d
+	if now.IsZero() || s.kind != Ack && s.kind != Term {
+		return
+	}
+	defer contain()
+	s.c.t.instruments.attempts.Record(d.ctx, int64(d.attempt), *s.c.own...) //nolint:gosec // attempts are few
+	if s.kind == Ack {
+		s.c.t.instruments.endToEnd.Record(d.ctx, max(now.Sub(d.stored).Seconds(), 0), *s.c.own...)
+	}
+}
+
+// A Batch is one call of a handler with several messages.
+type Batch struct {
+	t    *Telemetry
+	span trace.Span
+}
+
+// maxBatchLinks bounds the links of a batch's span; OpenTelemetry's own limit is
+// the same.
+const maxBatchLinks = 128
+
+// StartBatch begins a call of the handler with several messages, whose own spans
+// are in traces of their own. The returned context carries a span that links to
+// those of them that are sampled.
+func (c *Consumer) StartBatch(ctx context.Context, n int, delivery func(int) *Delivery) (out context.Context, b Batch) {
+	out, b = ctx, Batch{t: c.t, span: noSpan}
+	defer contain()
+	tracer := c.t.tracers.get()
+	if tracer == nil {
+		return out, b
+	}
+	var links []trace.Link
+	for i := 0; i < n && len(links) < maxBatchLinks; i++ {
+		if sc := delivery(i).span.SpanContext(); sc.IsSampled() {
+			links = append(links, trace.Link{SpanContext: sc})
+		}
+	}
+	opts := c.batchStart
+	if len(links) > 0 {
+		const more = 1
+		opts = append(append(make([]trace.SpanStartOption, 0, len(opts)+more), opts...), trace.WithLinks(links...))
+	}
+	started, span := tracer.Start(ctx, c.batchName, opts...)
+	if started == nil || span == nil {
+		return out, b
+	}
+	if span.IsRecording() {
+		span.SetAttributes(keyBatchCount.Int(n), keyStream.String(c.route.Stream))
+	}
+	b.span = span
+	return started, b
+}
+
+// End ends the call with the handler's error.
+func (b *Batch) End(err error) {
+	if b.t == nil {
+		return
+	}
+	defer end(b.span)
+	defer contain()
+	if err != nil {
+		name, _ := b.t.errors.of(err)
+		fail(b.span, name)
+	}
+}

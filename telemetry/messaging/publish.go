@@ -1,0 +1,237 @@
+package messaging
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/baggage"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// A Publisher records publishes to one destination. It is safe for concurrent
+// use.
+type Publisher struct {
+	t         *Telemetry
+	spanName  string
+	spanStart []trace.SpanStartOption
+	base      []attribute.KeyValue
+
+	duration  *[]metric.RecordOption
+	sent      count
+	failed    perError[publishFailure]
+	pending   count
+	malformed count
+}
+
+// publishFailure is what is recorded of one type of error.
+type publishFailure struct {
+	count
+
+	duration *[]metric.RecordOption
+}
+
+// Publisher returns the publisher to a destination: the declared subject of an
+// event, or one of the stand-ins. Call it once for each and keep it; there is one
+// set of metrics for each.
+func (t *Telemetry) Publisher(template string) *Publisher {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p := t.publishers[template]; p != nil {
+		return p
+	}
+	p := &Publisher{t: t, spanName: opPublish + " " + template, base: []attribute.KeyValue{
+		keySystem.String(systemNATS), keyOperationName.String(opPublish), keyOperationType.String(typeSend),
+		keyTemplate.String(template),
+	}}
+	p.spanStart = []trace.SpanStartOption{
+		trace.WithSpanKind(trace.SpanKindProducer),
+		trace.WithAttributes(keyOperationName.String(opPublish), keyOperationType.String(typeSend), keyTemplate.String(template)),
+	}
+	p.duration = recordOptions(p.base...)
+	p.sent.init(p.counted()...)
+	p.pending.init(keyTemplate.String(template))
+	p.malformed.init(keyTemplate.String(template), keyMetricState.String(contextStateNames[stateMalformed]))
+	t.publishers[template] = p
+	return p
+}
+
+// counted are the attributes of the count of messages.
+func (p *Publisher) counted(more ...attribute.KeyValue) []attribute.KeyValue {
+	attrs := make([]attribute.KeyValue, 0, len(p.base)+len(more))
+	for _, a := range p.base {
+		if a.Key != keyOperationType {
+			attrs = append(attrs, a)
+		}
+	}
+	return append(attrs, more...)
+}
+
+func (p *Publisher) observe(o metric.Observer) {
+	i := &p.t.instruments
+	p.sent.observe(o, i.sent, false)
+	for n := range p.failed.made {
+		if f := p.failed.made[n].Load(); f != nil {
+			f.observe(o, i.sent, false)
+		}
+	}
+	p.malformed.observe(o, i.traceContext, false)
+	p.pending.observe(o, i.publishPending, p.sent.n.Load() != 0)
+}
+
+// A Publish is one publish that is going on. Its methods are for one goroutine
+// at a time; the zero value records nothing.
+type Publish struct {
+	p     *Publisher
+	span  trace.Span
+	ctx   context.Context //nolint:containedctx // that of the span, for exemplars
+	begin time.Time
+	attrs []attribute.KeyValue // of the span, set when it ends
+	async bool
+}
+
+// Start begins a publish. The returned context carries its span.
+func (p *Publisher) Start(ctx context.Context) (out context.Context, o Publish) {
+	o = Publish{p: p, span: noSpan, ctx: ctx, begin: p.t.instruments.now(ctx)}
+	out = ctx
+	defer contain()
+	tracer := p.t.tracers.get()
+	if tracer == nil {
+		return out, o
+	}
+	started, span := tracer.Start(ctx, p.spanName, p.spanStart...)
+	if started != nil && span != nil {
+		out, o.ctx, o.span = started, started, span
+	}
+	return out, o
+}
+
+// Inject returns the header to send: h, or a copy of it with the trace context.
+// What the caller set himself is kept, and linked to. core says that the message
+// is not stored.
+func (o *Publish) Inject(subject string, h nats.Header, size int, core bool) (out nats.Header) {
+	out = h
+	if o.p == nil {
+		return out
+	}
+	defer contain()
+	t := o.p.t
+	if o.span.IsRecording() {
+		o.describe(subject, h, size)
+	}
+	if Carrier(h).has(t.fields) {
+		_, sc, state := t.extract(Bare(o.ctx), h)
+		if state == stateContinued {
+			o.span.AddLink(trace.Link{SpanContext: sc})
+			return out
+		}
+		o.p.malformed.n.Add(1)
+	}
+	sc := trace.SpanContextFromContext(o.ctx) // the caller's, where spans go nowhere
+	switch {
+	case !sc.IsValid() && (len(t.settings.Baggage) == 0 || baggage.FromContext(o.ctx).Len() == 0):
+		return out
+	case core && t.settings.OmitUnsampledCore && !sc.IsSampled():
+		return out
+	}
+	return t.inject(o.ctx, h)
+}
+
+// msgIDHeader is the header by which the server finds duplicates.
+const msgIDHeader = nats.MsgIdHdr
+
+// describe collects what samplers do not need.
+func (o *Publish) describe(subject string, h nats.Header, size int) {
+	const most = 10
+	o.attrs = append(make([]attribute.KeyValue, 0, most),
+		keySystem.String(systemNATS), keyDestination.String(clean(subject, maxAttribute)))
+	if id := h.Get(msgIDHeader); id != "" {
+		o.attrs = append(o.attrs, keyMessageID.String(clean(id, maxAttribute)))
+	}
+	if o.p.t.settings.BodySize {
+		o.attrs = append(o.attrs, keyBodySize.Int(size))
+	}
+	o.attrs = o.p.t.withServer(o.attrs)
+}
+
+// Pending says that the publish waits for its acknowledgement while its caller
+// goes on, until End.
+func (o *Publish) Pending() {
+	if o.p != nil {
+		o.async = true
+		o.p.pending.n.Add(1)
+	}
+}
+
+// Stored adds what the server acknowledged.
+func (o *Publish) Stored(stream string, sequence uint64, duplicate bool) {
+	if o.attrs == nil { // the span does not record
+		return
+	}
+	o.attrs = append(o.attrs, keyStream.String(clean(stream, maxAttribute)), sequenceAttr(keyStreamSequence, sequence))
+	if duplicate {
+		o.attrs = append(o.attrs, keyDuplicate.Bool(true))
+	}
+}
+
+func sequenceAttr(k attribute.Key, n uint64) attribute.KeyValue {
+	return k.Int64(int64(n)) //nolint:gosec // sequences stay below 2^63 for longer than the sun burns
+}
+
+// End ends the publish with its outcome.
+func (o *Publish) End(err error) {
+	if o.p == nil {
+		return
+	}
+	defer end(o.span)
+	defer contain()
+	i := &o.p.t.instruments
+	if o.async {
+		o.p.pending.n.Add(-1)
+	}
+	if o.attrs != nil {
+		o.span.SetAttributes(o.attrs...)
+	}
+	opts := o.p.duration
+	if err == nil {
+		o.p.sent.n.Add(1)
+	} else {
+		name, f := o.p.failure(err)
+		f.n.Add(1)
+		fail(o.span, name)
+		opts = f.duration
+	}
+	if !o.begin.IsZero() {
+		i.operationDuration.Record(o.ctx, time.Since(o.begin).Seconds(), *opts...)
+	}
+}
+
+// failure returns what is recorded of err.
+func (p *Publisher) failure(err error) (errorType string, f *publishFailure) {
+	name, number := p.t.errors.of(err)
+	return name, p.failed.get(number, func() *publishFailure {
+		errType := keyErrorType.String(name)
+		f := &publishFailure{duration: recordOptions(append(slices.Clip(p.base), errType)...)}
+		f.init(p.counted(errType)...)
+		return f
+	})
+}
+
+// end ends a span, by itself: what goes wrong there, or before, stays there.
+func end(span trace.Span) {
+	defer contain()
+	span.End()
+}
+
+// fail marks a span. The text of an error may hold what is not meant to be
+// stored, so the type has to do.
+func fail(span trace.Span, errorType string) {
+	if span.IsRecording() {
+		span.SetStatus(codes.Error, errorType)
+		span.SetAttributes(keyErrorType.String(errorType))
+	}
+}
