@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/monotel/monotel/telemetry/messaging"
 )
 
 // An App runs modules that emit and consume events. Its methods are safe for
@@ -23,7 +25,8 @@ type App struct {
 
 	lifecycle chan struct{} // holds a value while Register, Start or Stop is at work
 	modules   []Module
-	run       *run // guarded by mu and lifecycle: read under either, written under both
+	telemetry *messaging.Telemetry // made by the first start; guarded by lifecycle
+	run       *run                 // guarded by mu and lifecycle: read under either, written under both
 	mu        sync.RWMutex
 }
 

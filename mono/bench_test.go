@@ -341,15 +341,16 @@ func perfApp(tb testing.TB, s *embedded.Server, register func(mono.EventRegistry
 	return app
 }
 
-func perfStartApp(tb testing.TB, s *embedded.Server, register func(mono.EventRegistry, mono.Module) error) (run perfRun, stop func()) {
+func perfStartApp(tb testing.TB, s *embedded.Server, register func(mono.EventRegistry, mono.Module) error, opts ...mono.Option,
+) (run perfRun, stop func()) {
 	tb.Helper()
-	app, err := mono.New(
+	app, err := mono.New(append([]mono.Option{
 		// The options lead into the server; the URL is never dialled.
 		mono.WithNATS("nats://in-process", s.ConnectOptions()...),
 		mono.WithEvents(perfEvent),
 		mono.WithPublishWindow(perfWindow),
 		mono.WithLogger(slog.New(slog.DiscardHandler)),
-	)
+	}, opts...)...)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -530,20 +531,25 @@ type perfConsume func(tb testing.TB, s *embedded.Server, durable string, done fu
 func perfRounds(b *testing.B, payload []byte, consume perfConsume) {
 	b.Helper()
 	s, js := perfFilled(b, perfBacklog, payload)
+	perfRoundsOf(b, s, js, perfBacklog, consume)
+}
+
+func perfRoundsOf(b *testing.B, s *embedded.Server, js jetstream.JetStream, n int, consume perfConsume) {
+	b.Helper()
 	var total perfMeter
 	b.ReportAllocs()
 	for b.Loop() {
-		m := perfRound(b, s, js, perfBacklog, consume)
+		m := perfRound(b, s, js, n, consume)
 		total.want += m.want - 1 // the first message starts the clock
 		total.elapsed += m.elapsed
 		total.mallocs += m.mallocs
 		total.bytes += m.bytes
 	}
-	n := float64(total.want)
-	b.ReportMetric(float64(total.elapsed.Nanoseconds())/n, "ns/op")
-	b.ReportMetric(n/total.elapsed.Seconds(), "msg/s")
-	b.ReportMetric(float64(total.bytes)/n, "B/op")
-	b.ReportMetric(float64(total.mallocs)/n, "allocs/op")
+	msgs := float64(total.want)
+	b.ReportMetric(float64(total.elapsed.Nanoseconds())/msgs, "ns/op")
+	b.ReportMetric(msgs/total.elapsed.Seconds(), "msg/s")
+	b.ReportMetric(float64(total.bytes)/msgs, "B/op")
+	b.ReportMetric(float64(total.mallocs)/msgs, "allocs/op")
 }
 
 // perfFilled returns a server whose stream holds n messages.
@@ -663,7 +669,7 @@ func perfConsumerConfig(durable string) jetstream.ConsumerConfig {
 	}
 }
 
-func perfConsumeMonotel(batch int) perfConsume {
+func perfConsumeMonotel(batch int, opts ...mono.Option) perfConsume {
 	return perfConsumeWith(func(r mono.EventRegistry, m mono.Module, cfg mono.StreamConsumerConfig, done func()) error {
 		cfg.Fetch.BatchSize = batch
 		return r.RegisterEventStreamConsumer(perfEvent, cfg, func(_ context.Context, msgs []*mono.Msg) error {
@@ -675,10 +681,12 @@ func perfConsumeMonotel(batch int) perfConsume {
 			}
 			return nil
 		}, m)
-	})
+	}, opts...)
 }
 
-func perfConsumeWith(register func(r mono.EventRegistry, m mono.Module, cfg mono.StreamConsumerConfig, done func()) error) perfConsume {
+func perfConsumeWith(register func(r mono.EventRegistry, m mono.Module, cfg mono.StreamConsumerConfig, done func()) error,
+	opts ...mono.Option,
+) perfConsume {
 	return func(tb testing.TB, s *embedded.Server, durable string, done func()) func() {
 		tb.Helper()
 		_, stop := perfStartApp(tb, s, func(r mono.EventRegistry, m mono.Module) error {
@@ -686,7 +694,7 @@ func perfConsumeWith(register func(r mono.EventRegistry, m mono.Module, cfg mono
 				Stream:   mono.StreamConfig{Name: perfStream},
 				Consumer: mono.ConsumerConfig{Durable: durable},
 			}, done)
-		})
+		}, opts...)
 		return stop
 	}
 }

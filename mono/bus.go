@@ -10,6 +10,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/telemetry/messaging"
 )
 
 // An EventBus publishes messages. All methods are safe for concurrent use; the
@@ -72,6 +74,7 @@ type bus struct {
 // A publishCall carries one publish through the middleware.
 type publishCall struct {
 	mode   publishMode
+	op     messaging.Publish
 	sent   bool // the innermost func succeeded
 	ack    *PubAck
 	future *PubAckFuture
@@ -105,9 +108,12 @@ func (b *bus) Publish(ctx context.Context, msg *Msg) error {
 	}
 	r, err := b.check(ctx, msg)
 	if err != nil {
-		return err
+		return b.refused(ctx, msg, err)
 	}
-	return r.publishCore(ctx, msg)
+	ctx, op := r.publisher(msg.Subject).Start(ctx)
+	err = r.publishCore(ctx, msg, &op)
+	op.End(err)
+	return err
 }
 
 func (b *bus) PublishStream(ctx context.Context, msg *Msg) (*PubAck, error) {
@@ -118,9 +124,12 @@ func (b *bus) PublishStream(ctx context.Context, msg *Msg) (*PubAck, error) {
 	}
 	r, err := b.check(ctx, msg)
 	if err != nil {
-		return nil, err
+		return nil, b.refused(ctx, msg, err)
 	}
-	return r.publishStream(ctx, msg)
+	ctx, op := r.publisher(msg.Subject).Start(ctx)
+	ack, err := r.publishStream(ctx, msg, &op)
+	op.End(err)
+	return ack, err
 }
 
 func (b *bus) PublishStreamAsync(ctx context.Context, msg *Msg) (*PubAckFuture, error) {
@@ -131,9 +140,19 @@ func (b *bus) PublishStreamAsync(ctx context.Context, msg *Msg) (*PubAckFuture, 
 	}
 	r, err := b.check(ctx, msg)
 	if err != nil {
-		return nil, err
+		return nil, b.refused(ctx, msg, err)
 	}
-	return r.async.publish(ctx, natsMsg(msg))
+	ctx, op := r.publisher(msg.Subject).Start(ctx)
+	return r.async.publish(ctx, msg, op)
+}
+
+// refused records a publish that was refused before it began.
+func (b *bus) refused(ctx context.Context, msg *Msg, err error) error {
+	if r := b.run.Load(); r != nil && msg != nil {
+		_, op := r.publisher(msg.Subject).Start(ctx)
+		op.End(err)
+	}
+	return err
 }
 
 // through sends a copy of msg through the middleware, which may change it.
@@ -141,6 +160,10 @@ func (b *bus) through(ctx context.Context, msg *Msg, call *publishCall) (err err
 	if msg == nil {
 		return errNilMsg
 	}
+	if r := b.run.Load(); r != nil {
+		ctx, call.op = r.publisher(msg.Subject).Start(ctx)
+	}
+	defer func() { call.op.End(err) }()
 	defer recoverPanic(&err)
 	c := &Msg{Subject: msg.Subject, Data: msg.Data, Header: cloneHeader(msg.Header), ctx: msg.ctx}
 	if err := b.publish(context.WithValue(ctx, publishCallKey{}, call), c); err != nil {
@@ -160,11 +183,13 @@ func (b *bus) send(ctx context.Context, msg *Msg, call *publishCall) error {
 	}
 	switch call.mode {
 	case publishCore:
-		err = r.publishCore(ctx, msg)
+		err = r.publishCore(ctx, msg, &call.op)
 	case publishStream:
-		call.ack, err = r.publishStream(ctx, msg)
+		call.ack, err = r.publishStream(ctx, msg, &call.op)
 	case publishAsync:
-		call.future, err = r.async.publish(ctx, natsMsg(msg))
+		op := call.op
+		call.op = messaging.Publish{} // it ends with the acknowledgement
+		call.future, err = r.async.publish(ctx, msg, op)
 	}
 	call.sent = err == nil
 	return err
@@ -195,43 +220,38 @@ func (b *bus) check(ctx context.Context, msg *Msg) (*run, error) {
 	return r, nil
 }
 
-func natsMsg(msg *Msg) *nats.Msg {
-	nm := &nats.Msg{Subject: msg.Subject, Data: msg.Data}
-	if len(msg.Header) > 0 {
-		nm.Header = msg.Header
-	}
-	return nm
-}
-
-func (r *run) publishCore(ctx context.Context, msg *Msg) error {
+func (r *run) publishCore(ctx context.Context, msg *Msg, op *messaging.Publish) error {
 	if r.storesSubject(msg.Subject) {
-		_, err := r.publishStream(ctx, msg)
+		_, err := r.publishStream(ctx, msg, op)
 		return err
 	}
 	// The nats.Msg stays on the stack, as long as nothing else gets it.
-	if err := r.nc.PublishMsg(natsMsg(msg)); err != nil {
+	nm := nats.Msg{Subject: msg.Subject, Data: msg.Data, Header: op.Inject(msg.Subject, msg.Header, len(msg.Data), true)}
+	if err := r.nc.PublishMsg(&nm); err != nil {
 		return r.publishError(msg.Subject, len(msg.Data), err)
 	}
 	return nil
 }
 
-func (r *run) publishStream(ctx context.Context, msg *Msg) (*PubAck, error) {
-	ack, err := r.store(ctx, msg)
+func (r *run) publishStream(ctx context.Context, msg *Msg, op *messaging.Publish) (*PubAck, error) {
+	header := op.Inject(msg.Subject, msg.Header, len(msg.Data), false)
+	ack, err := r.store(ctx, msg, header)
 	if errors.Is(err, jetstream.ErrNoStreamResponse) && r.storesSubject(msg.Subject) && r.restore(time.Now()) == nil {
 		// The stream was there when we started. It is again.
-		ack, err = r.store(ctx, msg)
+		ack, err = r.store(ctx, msg, header)
 	}
 	if err != nil {
 		return nil, r.publishError(msg.Subject, len(msg.Data), err)
 	}
+	op.Stored(ack.Stream, ack.Sequence, ack.Duplicate)
 	return &PubAck{*ack}, nil
 }
 
-func (r *run) store(ctx context.Context, msg *Msg) (*jetstream.PubAck, error) {
-	if len(msg.Header) == 0 {
+func (r *run) store(ctx context.Context, msg *Msg, header Header) (*jetstream.PubAck, error) {
+	if len(header) == 0 {
 		return r.js.Publish(ctx, msg.Subject, msg.Data) // keeps its nats.Msg on the stack
 	}
-	return r.js.PublishMsg(ctx, natsMsg(msg))
+	return r.js.PublishMsg(ctx, &nats.Msg{Subject: msg.Subject, Header: header, Data: msg.Data})
 }
 
 // publishError says what was refused, where, and what to do about it.

@@ -2,12 +2,15 @@ package mono
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/monotel/monotel/telemetry/messaging"
 )
 
 // A coreConsumer runs one core NATS subscription. Handling is sequential, on
@@ -17,6 +20,8 @@ type coreConsumer struct {
 	info    Consumer
 	handle  HandleFunc // nil without middleware
 	handler EventConsumerHandler
+	tel     *messaging.Consumer
+	work    context.Context //nolint:containedctx // without a span
 	limiter logLimiter
 	busy    sync.Mutex // held while the handler runs
 
@@ -28,7 +33,10 @@ type coreConsumer struct {
 }
 
 func newCoreConsumer(rt *run, r *coreRegistration, mw []Middleware) *coreConsumer {
-	c := &coreConsumer{rt: rt, info: r.info, handler: r.handler}
+	c := &coreConsumer{
+		rt: rt, info: r.info, handler: r.handler, work: messaging.Bare(rt.work),
+		tel: rt.tel.Consumer(messaging.Route{Template: r.info.Event.Subject, Group: r.info.Queue}),
+	}
 	for _, m := range mw {
 		if m.Handle != nil {
 			c.handle = chainHandle(mw, r.info, func(ctx context.Context, msgs []*Msg) error {
@@ -76,20 +84,22 @@ func (c *coreConsumer) receive(nm *nats.Msg) {
 	if c.rt.work.Err() != nil {
 		return
 	}
-	returned := false
+	err := errGoexit
+	m := &Msg{Subject: nm.Subject, Data: nm.Data, Header: nm.Header}
+	var d messaging.Delivery
 	c.busy.Lock()
 	defer func() {
+		d.Return(err)
 		c.busy.Unlock()
-		if !returned {
-			c.report(errGoexit)
+		if err != nil {
+			c.report(m.ctx, err)
+		}
+		if errors.Is(err, errGoexit) {
 			c.replace()
 		}
 	}()
-	m := &Msg{Subject: nm.Subject, Data: nm.Data, Header: nm.Header, ctx: c.rt.work}
-	if err := c.call(m); err != nil {
-		c.report(err)
-	}
-	returned = true
+	m.ctx = c.tel.Start(c.work, &d, &messaging.Message{Subject: nm.Subject, Header: nm.Header, Size: len(nm.Data)}, time.Now())
+	err = c.call(m)
 }
 
 // replace subscribes anew after a handler has ended the subscription's
@@ -102,7 +112,7 @@ func (c *coreConsumer) replace() {
 		return
 	}
 	if err := c.subscribe(); err != nil {
-		c.report(err)
+		c.report(c.rt.base, err)
 	}
 }
 
@@ -116,12 +126,12 @@ func (c *coreConsumer) call(m *Msg) (err error) {
 	return checkedError(err)
 }
 
-func (c *coreConsumer) report(err error) {
+func (c *coreConsumer) report(ctx context.Context, err error) {
 	left, ok := c.limiter.allow(slog.LevelWarn, time.Now())
 	if !ok {
 		return
 	}
-	c.rt.log.LogAttrs(c.rt.base, slog.LevelWarn, "handler failed; a core event is not delivered again",
+	c.rt.log.LogAttrs(ctx, slog.LevelWarn, "handler failed; a core event is not delivered again",
 		append(consumerAttrs(c.info), errorAttrs(err, left)...)...)
 }
 

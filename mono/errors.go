@@ -93,6 +93,9 @@ type PanicError struct {
 
 func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v", e.Value) }
 
+// ErrorType is the value of the attribute error.type in telemetry.
+func (e *PanicError) ErrorType() string { return "panic" }
+
 // Unwrap returns the panic's value when that is an error, and nil otherwise.
 func (e *PanicError) Unwrap() error {
 	err, _ := e.Value.(error)
@@ -125,6 +128,9 @@ func (e *DecodeError) Error() string {
 	}
 	return fmt.Sprintf("decode event %s: %s", e.Event, what)
 }
+
+// ErrorType is the value of the attribute error.type in telemetry.
+func (e *DecodeError) ErrorType() string { return "undecodable" }
 
 // Unwrap returns Err.
 func (e *DecodeError) Unwrap() error { return e.Err }

@@ -8,6 +8,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/telemetry/messaging"
 )
 
 // Types borrowed from nats.go, so that no field can go missing.
@@ -63,9 +65,22 @@ type delivery struct {
 	consumer *streamConsumer
 	reply    string // where settlements go
 	meta     Metadata
-	touched  time.Time // when the server last heard of it; guarded by the puller's mu
+	tel      messaging.Delivery
+	touched  atomic.Int64 // when the server last heard of it, since epoch
 	state    atomic.Uint32
 	final    []byte // what was sent for stateSettled
+}
+
+// epoch is where times begin that only differences are made of, by a clock that
+// nobody sets.
+var epoch = time.Now()
+
+// touch says that the lease of the message begins now.
+func (d *delivery) touch(now time.Time) { d.touched.Store(int64(now.Sub(epoch))) }
+
+// untouched is how long the lease has lasted.
+func (d *delivery) untouched(now time.Time) time.Duration {
+	return now.Sub(epoch) - time.Duration(d.touched.Load())
 }
 
 // The states of a delivery. Only stateOpen may be settled.
@@ -76,9 +91,10 @@ const (
 	stateSettled         // acked or given up: the server does not
 )
 
-// Context returns the context of this delivery: the handler's. It ends when
-// Stop runs out of time. For a message that was not delivered it is
-// context.Background.
+// Context returns the context of this delivery. It carries the message's own
+// span, also in a batch, so that what is done and published with it belongs to the
+// message's trace. It ends when Stop runs out of time. For a message that was not
+// delivered it is context.Background.
 func (m *Msg) Context() context.Context {
 	if m.ctx == nil {
 		return context.Background() //nolint:forbidigo // there is no other

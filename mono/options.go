@@ -12,8 +12,14 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"go.opentelemetry.io/otel/metric"
+	mnoop "go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	tnoop "go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/monotel/monotel/mono/embedded"
+	"github.com/monotel/monotel/telemetry/messaging"
 )
 
 // An Option configures an App. Options only record what was asked for; [New]
@@ -43,6 +49,7 @@ type config struct {
 	events          []BaseEventDefinition
 	publishWindow   int
 	updateStreams   bool
+	telemetry       messaging.Config
 }
 
 func defaultConfig() config {
@@ -52,6 +59,7 @@ func defaultConfig() config {
 		logger:          slog.New(warnings{slog.Default().Handler()}),
 		shutdownTimeout: defaultShutdownTimeout,
 		publishWindow:   defaultPublishWindow,
+		telemetry:       messaging.Config{Version: version(), Sentinels: errorTypes},
 	}
 }
 
@@ -143,6 +151,38 @@ func WithStreamUpdates() Option {
 	return option(func(c *config) { c.updateStreams = true })
 }
 
+// WithTracerProvider sets where spans go: one for each publish, each message that
+// a handler gets, and each settlement. The default is OpenTelemetry's global
+// provider; while none is set there, nothing is recorded, and trace context that
+// arrives is passed on. Nil records nothing either.
+func WithTracerProvider(p trace.TracerProvider) Option {
+	if p == nil {
+		p = tnoop.NewTracerProvider()
+	}
+	return option(func(c *config) { c.telemetry.TracerProvider = p })
+}
+
+// WithMeterProvider sets where metrics go; docs/metrics.md lists them. The
+// default is OpenTelemetry's global provider. Nil records nothing.
+func WithMeterProvider(p metric.MeterProvider) Option {
+	if p == nil {
+		p = mnoop.NewMeterProvider()
+	}
+	return option(func(c *config) { c.telemetry.MeterProvider = p })
+}
+
+// WithPropagator sets how trace context is written to and read from headers. The
+// default is the W3C's: traceparent and tracestate. Baggage travels only as
+// [WithTelemetry] allows, whatever the propagator. Nil is the default.
+func WithPropagator(p propagation.TextMapPropagator) Option {
+	return option(func(c *config) { c.telemetry.Propagator = p })
+}
+
+// WithTelemetry tunes what is recorded.
+func WithTelemetry(s messaging.Settings) Option {
+	return option(func(c *config) { c.telemetry.Settings = s })
+}
+
 // validate reports every problem at once, each naming the option to change.
 func (c *config) validate() error {
 	var errs []error
@@ -187,6 +227,9 @@ func (c *config) validate() error {
 		if mw.Handle == nil && mw.Publish == nil {
 			bad("WithMiddleware: number %d has neither Handle nor Publish", i+1)
 		}
+	}
+	if err := c.telemetry.Settings.Validate(); err != nil {
+		bad("WithTelemetry: %w", err)
 	}
 	for _, e := range c.events {
 		if err := e.validate(); err != nil {

@@ -13,6 +13,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/telemetry/messaging"
 )
 
 // A PubAckFuture is the outcome of an asynchronous durable publish. Its methods
@@ -22,11 +24,12 @@ type PubAckFuture struct {
 	ack  *PubAck
 	err  error
 
-	// Guarded by asyncPublisher.mu.
+	// Guarded by asyncPublisher.mu, until it is taken.
 	msg     *nats.Msg // nil once done
 	sent    time.Time
 	retries int
 	token   uint64
+	op      messaging.Publish // ends with the publish
 }
 
 // Done returns a channel that is closed when the outcome is known.
@@ -109,20 +112,16 @@ func (p *asyncPublisher) start() error {
 	return nil
 }
 
-func (p *asyncPublisher) publish(ctx context.Context, nm *nats.Msg) (*PubAckFuture, error) {
-	select {
-	case p.window <- struct{}{}:
-	default:
-		select {
-		case p.window <- struct{}{}:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("publish on %q: %d publishes wait for their acknowledgement: %w",
-				nm.Subject, cap(p.window), context.Cause(ctx))
-		case <-p.stopped:
-			return nil, fmt.Errorf("publish on %q: %w", nm.Subject, ErrStopped)
-		}
+// publish sends a message and returns its future. It ends op, at the latest when
+// the future is done.
+func (p *asyncPublisher) publish(ctx context.Context, msg *Msg, op messaging.Publish) (*PubAckFuture, error) {
+	if err := p.enter(ctx, msg.Subject); err != nil {
+		op.End(err)
+		return nil, err
 	}
-	f := &PubAckFuture{done: make(chan struct{}), msg: nm, sent: time.Now()}
+	nm := &nats.Msg{Subject: msg.Subject, Data: msg.Data, Header: op.Inject(msg.Subject, msg.Header, len(msg.Data), false)}
+	op.Pending()
+	f := &PubAckFuture{done: make(chan struct{}), msg: nm, sent: time.Now(), op: op}
 	p.mu.Lock()
 	slot := p.free[len(p.free)-1]
 	p.free = p.free[:len(p.free)-1]
@@ -137,11 +136,32 @@ func (p *asyncPublisher) publish(ctx context.Context, nm *nats.Msg) (*PubAckFutu
 	if err := p.r.nc.PublishMsg(nm); err != nil {
 		err = p.r.publishError(nm.Subject, len(nm.Data), err)
 		p.mu.Lock()
-		p.finish(f, nil, err)
+		taken := p.take(f)
 		p.mu.Unlock()
+		if taken {
+			p.finish(f, nil, err)
+		}
 		return nil, err
 	}
 	return f, nil
+}
+
+// enter waits for a place in the window.
+func (p *asyncPublisher) enter(ctx context.Context, subject string) error {
+	select {
+	case p.window <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case p.window <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("publish on %q: %d publishes wait for their acknowledgement: %w",
+			subject, cap(p.window), context.Cause(ctx))
+	case <-p.stopped:
+		return fmt.Errorf("publish on %q: %w", subject, ErrStopped)
+	}
 }
 
 // receive takes the server's answers.
@@ -167,8 +187,9 @@ func (p *asyncPublisher) receive(m *nats.Msg) {
 	if err != nil {
 		err = p.r.publishError(f.msg.Subject, len(f.msg.Data), err)
 	}
-	p.finish(f, ack, err)
+	p.take(f)
 	p.mu.Unlock()
+	p.finish(f, ack, err)
 	p.report(err)
 }
 
@@ -207,46 +228,69 @@ func (p *asyncPublisher) find(token uint64) *PubAckFuture {
 
 func (p *asyncPublisher) resend(token uint64) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	f := p.find(token)
 	if f == nil {
+		p.mu.Unlock()
 		return
 	}
-	if err := p.r.nc.PublishMsg(f.msg); err != nil {
-		p.finish(f, nil, p.r.publishError(f.msg.Subject, len(f.msg.Data), err))
+	err := p.r.nc.PublishMsg(f.msg)
+	if err != nil {
+		err = p.r.publishError(f.msg.Subject, len(f.msg.Data), err)
+		p.take(f)
+	}
+	p.mu.Unlock()
+	if err != nil {
+		p.finish(f, nil, err)
 	}
 }
 
-// finish makes the outcome known and frees the place. p.mu is held.
-func (p *asyncPublisher) finish(f *PubAckFuture, ack *PubAck, err error) {
-	slot := int(f.token & (1<<asyncSlotBits - 1))
+// take makes f the caller's to finish, unless it is somebody else's already. p.mu
+// is held.
+func (p *asyncPublisher) take(f *PubAckFuture) bool {
+	slot := f.token & (1<<asyncSlotBits - 1)
 	if p.pending[slot] != f {
-		return
+		return false
 	}
 	p.pending[slot] = nil
-	p.free = append(p.free, slot)
-	p.inUse--
-	f.ack, f.err, f.msg = ack, err, nil
+	return true
+}
+
+// finish makes the outcome known, of a future that was taken, and frees its
+// place. p.mu is not held: the user's span processors run here.
+func (p *asyncPublisher) finish(f *PubAckFuture, ack *PubAck, err error) {
+	if ack != nil {
+		f.op.Stored(ack.Stream(), ack.Sequence(), ack.Duplicate())
+	}
+	f.op.End(err)
+	f.ack, f.err, f.msg, f.op = ack, err, nil, messaging.Publish{}
 	close(f.done)
-	<-p.window
+	p.mu.Lock()
+	p.free = append(p.free, int(f.token&(1<<asyncSlotBits-1)))
+	p.inUse--
 	if p.inUse == 0 && p.idle != nil {
 		close(p.idle)
 		p.idle = nil
 	}
+	p.mu.Unlock()
+	<-p.window
 }
 
 // failAll ends what was sent and not answered, with the reason.
 func (p *asyncPublisher) failAll(reason error, sentBefore time.Time) {
-	var last error
+	var failed []*PubAckFuture
 	p.mu.Lock()
 	for _, f := range p.pending {
-		if f != nil && f.sent.Before(sentBefore) {
-			last = fmt.Errorf("publish %d bytes on %q: %w: it may be stored or not; "+
-				"publish it again with the same Nats-Msg-Id header", len(f.msg.Data), f.msg.Subject, reason)
-			p.finish(f, nil, last)
+		if f != nil && f.sent.Before(sentBefore) && p.take(f) {
+			failed = append(failed, f)
 		}
 	}
 	p.mu.Unlock()
+	var last error
+	for _, f := range failed {
+		last = fmt.Errorf("publish %d bytes on %q: %w: it may be stored or not; "+
+			"publish it again with the same Nats-Msg-Id header", len(f.msg.Data), f.msg.Subject, reason)
+		p.finish(f, nil, last)
+	}
 	p.report(last)
 }
 

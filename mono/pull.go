@@ -125,7 +125,7 @@ func (p *puller) receive(nm *nats.Msg) {
 		p.refusal.Store(nil)
 	}
 	seq := m.meta.Sequence.Stream
-	m.touched = time.Now()
+	m.touch(time.Now())
 	p.mu.Lock()
 	p.outstanding = max(p.outstanding-1, 0)
 	old := p.held[seq]
@@ -378,8 +378,7 @@ func (p *puller) extendLeases(now time.Time, lease time.Duration) {
 		p.echoes = nil
 	}
 	for _, m := range p.held {
-		if m.state.Load() == stateOpen && now.Sub(m.touched) >= lease/2 {
-			m.touched = now
+		if m.state.Load() == stateOpen && m.untouched(now) >= lease/2 {
 			due = append(due, m)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/mono/embedded"
+	"github.com/monotel/monotel/telemetry/messaging"
 )
 
 // A run is what exists between a Start and its Stop.
@@ -34,6 +35,12 @@ type run struct {
 	nc     *nats.Conn
 	js     jetstream.JetStream
 	async  *asyncPublisher
+
+	tel                *messaging.Telemetry
+	publishers         map[string]*messaging.Publisher // by the subjects of declared events
+	unmatched, inboxes *messaging.Publisher
+	polls              sync.WaitGroup
+	stopPolls          context.CancelFunc
 
 	streamRegs []*streamRegistration
 	streams    []*streamConsumer
@@ -78,6 +85,9 @@ func (r *run) lost() {
 // start does everything up to running handlers. What it began is undone by
 // abort.
 func (r *run) start(ctx context.Context) error {
+	if err := r.openTelemetry(); err != nil {
+		return err
+	}
 	if err := r.open(ctx); err != nil {
 		return err
 	}
@@ -86,6 +96,7 @@ func (r *run) start(ctx context.Context) error {
 		return err
 	}
 	r.streamRegs = streamRegs
+	r.knowPublishers()
 	if err := r.provision(ctx); err != nil {
 		return err
 	}
@@ -119,6 +130,7 @@ func (r *run) start(ctx context.Context) error {
 		c.startWorkers()
 	}
 	r.startJanitor()
+	r.startPolls()
 	close(r.ready)
 	r.log.LogAttrs(r.base, slog.LevelInfo, "started", slog.String("app", r.app.cfg.name),
 		slog.Int("modules", len(r.modules)), slog.Int("consumers", len(r.cores)), slog.Int("stream_consumers", len(r.streams)))
@@ -277,6 +289,10 @@ func (r *run) stop(ctx context.Context) error {
 func (r *run) stopConsumers(ctx, soft context.Context) error {
 	if r.janitor != nil {
 		r.janitor.stop()
+	}
+	if r.stopPolls != nil {
+		r.stopPolls()
+		r.polls.Wait()
 	}
 	var all sync.WaitGroup
 	running := make(map[string]bool)

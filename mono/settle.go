@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/monotel/monotel/telemetry/messaging"
 )
 
 type settleKind uint8
@@ -56,20 +58,20 @@ func (c *streamConsumer) settle(m *Msg, s settlement) error {
 	attempt := m.meta.NumDelivered
 	switch s.kind {
 	case settleAck:
-		return c.conclude(m, wireAck)
+		return c.send(m, messaging.Ack, wireAck, nil)
 	case settleNak:
 		if c.retry.last(attempt) {
 			return c.deadLetter(m, reasonExhausted, "nak on the last attempt", nil)
 		}
 		if attempt > 1 {
-			return c.nak(m, c.retry.delay(attempt))
+			return c.nak(m, c.retry.delay(attempt), nil)
 		}
-		return c.nak(m, 0)
+		return c.nak(m, 0, nil)
 	case settleNakDelay:
 		if c.retry.last(attempt) {
 			return c.deadLetter(m, reasonExhausted, "nak on the last attempt", nil)
 		}
-		return c.nak(m, s.delay)
+		return c.nak(m, s.delay, nil)
 	case settleTerm:
 		return c.deadLetter(m, s.reason, s.text, nil)
 	case settleError:
@@ -85,7 +87,7 @@ func (c *streamConsumer) settleError(m *Msg, err error) error {
 		// Stop cut the handler short. That says nothing about the message, so it
 		// is handed back, whatever the number of its attempts. The server writes
 		// down a nak with a delay only: one without is gone when it stops, too.
-		return c.nak(m, time.Millisecond)
+		return c.nak(m, time.Millisecond, err)
 	}
 	_, undecodable := errors.AsType[*DecodeError](err)
 	_, panicked := errors.AsType[*PanicError](err)
@@ -104,25 +106,32 @@ func (c *streamConsumer) settleError(m *Msg, err error) error {
 		delay = after.delay
 	}
 	c.report(slog.LevelWarn, "handler failed, will retry", m, err, slog.Duration("delay", delay))
-	return c.nak(m, delay)
+	return c.nak(m, delay, err)
 }
 
-// conclude ends the message's time on the server.
-func (c *streamConsumer) conclude(m *Msg, body []byte) error {
-	m.final = body
-	return c.reply(m, body)
+// send sends a settlement and records it. cause is the error that it follows, if
+// any.
+func (c *streamConsumer) send(m *Msg, kind messaging.Settlement, body []byte, cause error) error {
+	if kind == messaging.Ack || kind == messaging.Term {
+		m.final = body
+	}
+	late := m.untouched(time.Now()) > c.server.AckWait
+	op := c.tel.Settle(&m.tel, kind)
+	err := c.reply(m, body)
+	op.End(err, late, cause)
+	return err
 }
 
 // nak hands the message back. Its state says so before the server knows: the
 // next delivery may be here before this call has returned.
-func (c *streamConsumer) nak(m *Msg, delay time.Duration) error {
+func (c *streamConsumer) nak(m *Msg, delay time.Duration, cause error) error {
 	m.state.Store(stateReturned)
 	if delay <= 0 {
-		return c.reply(m, wireNak)
+		return c.send(m, messaging.Nak, wireNak, cause)
 	}
 	b := append(make([]byte, 0, 40), `-NAK {"delay": `...)
 	b = strconv.AppendInt(b, delay.Nanoseconds(), 10)
-	return c.reply(m, append(b, '}'))
+	return c.send(m, messaging.NakDelay, append(b, '}'), cause)
 }
 
 // deadLetter gives up on a message. It is the seam where capture into the
@@ -133,7 +142,7 @@ func (c *streamConsumer) deadLetter(m *Msg, reason deadLetterReason, text string
 	if text = oneLine(text); text != "" {
 		line += ": " + text
 	}
-	if err := c.conclude(m, []byte("+TERM "+line)); err != nil {
+	if err := c.send(m, messaging.Term, []byte("+TERM "+line), cause); err != nil {
 		return err
 	}
 	c.report(slog.LevelError, "message terminated", m, cause, slog.String("reason", line))
@@ -156,7 +165,12 @@ func oneLine(s string) string {
 	return strings.TrimSpace(s)
 }
 
-func (c *streamConsumer) inProgress(m *Msg) error { return c.reply(m, wireProgress) }
+func (c *streamConsumer) inProgress(m *Msg) error {
+	m.touch(time.Now())
+	err := c.reply(m, wireProgress)
+	c.tel.Extended(err)
+	return err
+}
 
 func (c *streamConsumer) reply(m *Msg, body []byte) error {
 	c.last.Store(m.delivery)

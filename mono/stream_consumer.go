@@ -13,6 +13,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/telemetry/messaging"
 )
 
 // A StreamConsumerConfig configures a durable consumer: the stream that stores
@@ -192,6 +194,7 @@ type streamConsumer struct {
 	cfg    StreamConsumerConfig
 	server ConsumerConfig // what the server is asked for
 	retry  RetryPolicy
+	tel    *messaging.Consumer
 	handle HandleFunc
 	work   context.Context //nolint:containedctx // ends when Stop runs out of time
 
@@ -211,7 +214,8 @@ func newStreamConsumer(rt *run, r *streamRegistration, mw []Middleware) *streamC
 		cfg:         r.cfg,
 		server:      r.serverConfig(),
 		retry:       r.cfg.Retry,
-		work:        rt.work,
+		tel:         rt.tel.Consumer(messaging.Route{Template: r.info.Event.Subject, Group: r.info.Durable, Stream: r.info.Stream}),
+		work:        messaging.Bare(rt.work),
 		intakeEnded: make(chan struct{}),
 	}
 	c.handle = chainHandle(mw, r.info, HandleFunc(r.handler))
@@ -297,33 +301,65 @@ var errGoexit = errors.New("handler ended its goroutine")
 func (c *streamConsumer) handleBatch(batch []*Msg) {
 	defer c.pull.release(batch)
 	err := errGoexit
-	defer func() { c.settleRest(batch, err) }()
+	var call messaging.Batch
+	defer func() {
+		c.settleRest(batch, err)
+		call.End(err)
+	}()
 	if c.work.Err() != nil {
 		err = ErrStopped // there is no time left to begin
 		return
 	}
+	ctx := c.begin(batch, &call)
 	// The handler gets a slice of its own, since it may reorder or keep it.
-	err = callHandler(c.work, c.handle, slices.Clone(batch))
+	err = callHandler(ctx, c.handle, slices.Clone(batch))
+}
+
+// begin opens the span of each message, and returns the handler's context: that
+// of the message if there is one, else that of the call.
+func (c *streamConsumer) begin(batch []*Msg, call *messaging.Batch) (ctx context.Context) {
+	now := time.Now()
+	for _, m := range batch {
+		m.ctx = c.tel.Start(c.work, &m.tel, &messaging.Message{ //nolint:fatcontext // each message has its own
+			Subject: m.Subject, Header: m.Header, Size: len(m.Data),
+			Stored: m.meta.Timestamp, Attempt: m.meta.NumDelivered,
+			StreamSequence: m.meta.Sequence.Stream, ConsumerSequence: m.meta.Sequence.Consumer,
+		}, now)
+	}
+	if len(batch) == 1 {
+		return batch[0].ctx
+	}
+	ctx, *call = c.tel.StartBatch(c.work, len(batch), func(i int) *messaging.Delivery { return &batch[i].tel })
+	return ctx
 }
 
 func (c *streamConsumer) settleRest(batch []*Msg, err error) {
-	unsettled := 0
+	unsettled, open := 0, 0
 	for _, m := range batch {
-		if m.state.Load() != stateOpen {
+		switch state := m.state.Load(); {
+		case state == stateReturned:
+			m.tel.Abandon() // if it was not nakked, but its stream is gone
 			continue
-		}
-		switch {
+		case state != stateOpen:
+			continue
 		case err != nil:
 			c.finish(m, settlement{kind: settleError, err: err})
+			m.tel.Return(err) // if that was not sent
 		case c.cfg.AutoAck:
 			c.finish(m, settlement{kind: settleAck})
+			m.tel.Abandon()
 		default:
 			unsettled++
+			m.tel.Return(nil)
 		}
+		open++
 	}
 	if unsettled > 0 {
 		c.report(slog.LevelWarn, "handler returned nil and left messages unsettled; they come back after AckWait: "+
 			"call Ack, or set AutoAck", nil, nil, slog.Int("messages", unsettled))
+	}
+	if err != nil && open == 0 {
+		c.report(slog.LevelWarn, "handler failed after every message was settled", batch[len(batch)-1], err)
 	}
 }
 
@@ -371,11 +407,13 @@ func (c *streamConsumer) report(level slog.Level, text string, m *Msg, err error
 		return
 	}
 	attrs = append(attrs, consumerAttrs(c.info)...)
+	ctx := c.rt.base
 	if m != nil {
+		ctx = m.Context() // with its span, so that the line can be found from the trace
 		attrs = append(attrs,
 			slog.Uint64("stream_sequence", m.meta.Sequence.Stream), slog.Uint64("attempt", m.meta.NumDelivered))
 	}
-	c.rt.log.LogAttrs(c.rt.base, level, text, //nolint:sloglint // constants, a call away
+	c.rt.log.LogAttrs(ctx, level, text, //nolint:sloglint // constants, a call away
 		append(attrs, errorAttrs(err, left)...)...)
 }
 

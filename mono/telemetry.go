@@ -1,0 +1,169 @@
+package mono
+
+import (
+	"context"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/telemetry/messaging"
+)
+
+// errorTypes are the values of the attribute error.type for what callers can
+// test for. They are documented names: dashboards and alerts use them.
+var errorTypes = []messaging.Sentinel{
+	{Err: ErrPayloadTooLarge, Type: "payload_too_large"},
+	{Err: ErrStoreFull, Type: "store_full"},
+	{Err: ErrNoStream, Type: "no_stream"},
+	{Err: ErrDisconnected, Type: "disconnected"},
+	{Err: ErrAckTimeout, Type: "ack_timeout"},
+	{Err: ErrStopped, Type: "stopped"},
+	{Err: ErrNotStarted, Type: "not_started"},
+	{Err: ErrInvalidSubject, Type: "invalid_subject"},
+	{Err: ErrInvalidHeader, Type: "invalid_header"},
+	{Err: ErrInvalidConfig, Type: "invalid_configuration"},
+	{Err: errGoexit, Type: "goexit"},
+}
+
+// version is that of this module in the running program, if that is known.
+func version() string {
+	const path = "github.com/monotel/monotel"
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	if info.Main.Path == path {
+		return info.Main.Version
+	}
+	for _, d := range info.Deps {
+		if d.Path == path {
+			return d.Version
+		}
+	}
+	return ""
+}
+
+// openTelemetry makes the App's telemetry at its first start. It outlives the
+// run, so that its counts go on with the next one.
+func (r *run) openTelemetry() error {
+	if r.app.telemetry == nil {
+		t, err := messaging.New(r.app.cfg.telemetry)
+		if err != nil {
+			return err
+		}
+		r.app.telemetry = t
+	}
+	r.tel = r.app.telemetry
+	r.unmatched, r.inboxes = r.tel.Publisher(messaging.TemplateUnmatched), r.tel.Publisher(messaging.TemplateInbox)
+	return nil
+}
+
+// knowPublishers has a publisher for each declared event.
+func (r *run) knowPublishers() {
+	events := r.app.registry.GetAllEvents()
+	r.publishers = make(map[string]*messaging.Publisher, len(events))
+	for _, e := range events {
+		r.publishers[e.Subject] = r.tel.Publisher(e.Subject)
+	}
+}
+
+// publisher finds what records publishes on a subject.
+func (r *run) publisher(subject string) *messaging.Publisher {
+	if p := r.publishers[subject]; p != nil {
+		return p
+	}
+	if strings.HasPrefix(subject, r.nc.Opts.InboxPrefix+".") || strings.HasPrefix(subject, "_INBOX.") {
+		return r.inboxes
+	}
+	return r.unmatched
+}
+
+// How often the server is asked about the consumers, and for how long after
+// somebody has collected metrics.
+const (
+	pollInterval = 15 * time.Second
+	pollPatience = 5 * time.Minute
+	pollTimeout  = 5 * time.Second // for one consumer
+)
+
+func (r *run) startPolls() {
+	if len(r.streams) == 0 {
+		return
+	}
+	ctx, cancel := context.WithCancel(r.base)
+	r.stopPolls = cancel
+	r.polls.Go(func() {
+		r.pollConsumers(ctx)
+		for _, c := range r.streams {
+			c.tel.SetState(nil) // who asks no more has nothing to say
+		}
+	})
+}
+
+// pollConsumers asks the server about each durable consumer while somebody
+// collects metrics. It ends with ctx. What cannot be asked stays as it was.
+func (r *run) pollConsumers(ctx context.Context) {
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	var wanted time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.tel.Collected():
+			first := time.Since(wanted) > pollPatience
+			wanted = time.Now()
+			if !first {
+				continue
+			}
+			tick.Reset(pollInterval)
+		case <-tick.C:
+			if time.Since(wanted) > pollPatience {
+				continue
+			}
+		}
+		for _, c := range r.streams {
+			c.poll(ctx)
+		}
+	}
+}
+
+func (c *streamConsumer) poll(ctx context.Context) {
+	if !c.rt.nc.IsConnected() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
+	defer cancel()
+	consumer, err := c.rt.js.Consumer(ctx, c.info.Stream, c.info.Durable)
+	if err != nil {
+		return
+	}
+	info := consumer.CachedInfo() // just fetched
+	s := &messaging.ConsumerState{
+		Pending: info.NumPending, AckPending: info.NumAckPending, Limit: info.Config.MaxAckPending, Waiting: info.NumWaiting,
+	}
+	if s.Pending > 0 || s.AckPending > 0 {
+		oldest, err := c.oldest(ctx, info.AckFloor.Stream+1)
+		if err != nil {
+			return
+		}
+		s.Oldest = oldest
+	}
+	c.tel.SetState(s)
+}
+
+// oldest tells when the first message of the consumer was stored, from a sequence
+// on.
+func (c *streamConsumer) oldest(ctx context.Context, from uint64) (time.Time, error) {
+	stream, err := c.rt.js.Stream(ctx, c.info.Stream)
+	if err != nil {
+		return time.Time{}, err
+	}
+	m, err := stream.GetMsg(ctx, from, jetstream.WithGetMsgSubject(c.info.Event.Subject))
+	if err != nil {
+		return time.Time{}, err
+	}
+	return m.Time, nil
+}
