@@ -78,6 +78,9 @@ type options struct {
 	server  string
 	store   string
 	verbose bool
+
+	metrics    string
+	printTrace bool
 }
 
 func flags(o *options) *flag.FlagSet {
@@ -89,6 +92,8 @@ func flags(o *options) *flag.FlagSet {
 	fs.StringVar(&o.server, "server", "", "use the NATS server at this `URL` instead of an embedded one")
 	fs.StringVar(&o.store, "store", "", "keep the stream in this `folder`; the next run goes on with what is in it\n"+
 		"(default a temporary folder, removed at the end)")
+	fs.StringVar(&o.metrics, "metrics", "", "serve metrics for Prometheus at this `address`, such as :9464; without a host, on\nloopback")
+	fs.BoolVar(&o.printTrace, "print-trace", false, "print the traces of one order at the end, instead of sending any to a collector")
 	fs.BoolVar(&o.verbose, "v", false, "show what the framework logs, on standard error")
 	return fs
 }
@@ -137,6 +142,13 @@ Examples:
         press Ctrl-C while an order waits for its retry, run it again: nothing is
         lost
 
+  go run ./examples/orders -print-trace
+        shows one order's way through the modules, retries included
+
+  OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 go run ./examples/orders -metrics :9464
+        sends traces to an OpenTelemetry collector or Jaeger, and lets Prometheus
+        scrape http://localhost:9464/metrics
+
   go run ./examples/orders -server nats://localhost:4222
         on your own NATS server, which keeps the stream "orders-audit"; run it twice
         at the same time and the two share the work
@@ -151,12 +163,25 @@ func runShop(ctx context.Context, o options, stdout, stderr io.Writer) (err erro
 	}
 	defer func() { err = errors.Join(err, cleanUp()) }()
 
+	ob, err := observe(ctx, o)
+	if err != nil {
+		return err
+	}
 	alone := o.store == "" && o.server == ""
 	screen := newScreen(stdout, alone)
+	defer func() {
+		if stopErr := ob.stop(ctx); stopErr != nil { // the orders are not at fault
+			fmt.Fprintf(stderr, "orders: telemetry: %v\n", stopErr)
+		}
+		if ob.book != nil && err == nil {
+			ob.book.show(stdout, screen.paint)
+		}
+	}()
 	log := slog.New(slog.DiscardHandler) // every failure is shown as a line already
 	if o.verbose {
-		log = slog.New(slog.NewTextHandler(stderr, nil))
+		log = slog.New(ob.logs(slog.NewTextHandler(stderr, nil)))
 	}
+	opts = append(opts, ob.options()...)
 	opts = append(opts, mono.WithName("orders"), mono.WithLogger(log), mono.WithMiddleware(watchUndecodable(screen.undecodable)))
 	app, err := mono.New(opts...)
 	if err != nil {
@@ -167,19 +192,22 @@ func runShop(ctx context.Context, o options, stdout, stderr io.Writer) (err erro
 		&inventory{app: app, screen: screen}, // the first to start is the last to stop
 		orders,
 		notification.New(screen.confirm),
-		audit.New(newLedger().write, screen.audited),
+		audit.New(newLedger(ob.tracer()).write, screen.audited),
 	)
 	if err != nil {
 		return err
 	}
 
 	introduce(screen, where)
+	if ob.metrics != "" {
+		screen.say("Metrics are at %s\n", ob.metrics)
+	}
 	start, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	if err := app.Start(start); err != nil {
 		return err
 	}
-	takeOrders(ctx, o, &shop{tracking: orders, bus: app.Bus(), screen: screen}, app)
+	takeOrders(ctx, o, &shop{tracking: orders, bus: app.Bus(), screen: screen, tracer: ob.tracer()}, app)
 
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()

@@ -3,6 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -123,6 +126,99 @@ func TestRun_removesTemporaryFolder(t *testing.T) {
 	}
 }
 
+// The story of one order: its own trace, and one for each further attempt with
+// links to the publish and to the attempt before.
+func TestRun_printTrace(t *testing.T) {
+	t.Parallel()
+	out := runOrders(t.Context(), t, "-for", "2s", "-rate", "20", "-print-trace")
+	_, story, ok := strings.Cut(out, "\nOne order in traces: ")
+	if !ok {
+		t.Fatalf("no trace is printed:\n%s", out)
+	}
+	for _, want := range []string{
+		`^\w+-\d+, by greta\.`,
+		`(?m)^trace [0-9a-f]{32}\n.*\+0\.0ms  take order `,
+		`└─ publish events\.tracking\.v1\.order-created .*stored in orders-audit at \d+`,
+		`process events\.tracking\.v1\.order-created .*by notification\n`,
+		`process .*attempt 1, nak_delay because of ledger_busy\n`,
+		`(?m)├─ write ledger .*\n.*└─ nak `,
+		`(?m)^trace [0-9a-f]{32}\n.*  process .*attempt 2, nak_delay because of ledger_busy → the publish → attempt 1$`,
+		`(?m)^trace [0-9a-f]{32}\n.*  process .*attempt 3, ack → the publish → attempt 2$`,
+		`└─ ack events\.tracking\.v1\.order-created`,
+	} {
+		if !regexp.MustCompile(want).MatchString(story) {
+			t.Errorf("the story has no %s", want)
+		}
+	}
+	if n := strings.Count(story, "\ntrace "); n != 3 {
+		t.Errorf("the story has %d traces, want 3", n)
+	}
+	if t.Failed() {
+		t.Log(story)
+	}
+}
+
+func TestRun_metrics(t *testing.T) {
+	t.Parallel()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	page := make(chan string, 1)
+	out := &output{text: "gave up"}
+	out.seen = func() { // while the program runs, and holds out's lock
+		_, rest, _ := strings.Cut(out.buf.String(), "Metrics are at ")
+		url, _, _ := strings.Cut(rest, "\n")
+		page <- fetch(ctx, url)
+		stop()
+		out.seen = nil
+	}
+	runOrdersTo(ctx, t, out, "-for", "0", "-rate", "20", "-metrics", "127.0.0.1:0")
+	got := <-page
+	for _, want := range []string{
+		`mono_settlements_total\{.*settlement="term"\} [1-9]`, `mono_redeliveries_total\{.*\} [1-9]`,
+		`messaging_process_duration_seconds_count\{error_type="ledger_busy",.*\} [1-9]`,
+		`messaging_client_sent_messages_total\{.*\} [1-9]`, `go_goroutines [1-9]`,
+	} {
+		if !regexp.MustCompile(want).MatchString(got) {
+			t.Errorf("the page has no %s:\n%s", want, got)
+		}
+	}
+}
+
+func fetch(ctx context.Context, url string) string {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return err.Error()
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	res, err := client.Do(req)
+	if err != nil {
+		return err.Error()
+	}
+	defer func() { _ = res.Body.Close() }()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		return err.Error()
+	}
+	return string(body)
+}
+
+// Traces go where the standard variable says.
+func TestRun_traces(t *testing.T) {
+	arrived := make(chan struct{}, 1000)
+	collector := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/traces" {
+			arrived <- struct{}{}
+		}
+		w.Header().Set("Content-Type", "application/x-protobuf")
+	}))
+	defer collector.Close()
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.URL)
+	runOrders(t.Context(), t, "-for", "200ms", "-rate", "20")
+	if len(arrived) == 0 {
+		t.Error("no traces arrived")
+	}
+}
+
 func TestRun_usage(t *testing.T) {
 	t.Parallel()
 
@@ -139,6 +235,7 @@ func TestRun_usage(t *testing.T) {
 		{name: "negative time", give: []string{"-for", "-1s"}, want: exitUsage, wantStderr: "-for"},
 		{name: "no rate", give: []string{"-rate", "0"}, want: exitUsage, wantStderr: "-rate"},
 		{name: "rate that is no number", give: []string{"-rate", "NaN"}, want: exitUsage, wantStderr: "-rate"},
+		{name: "no port", give: []string{"-metrics", "localhost"}, want: exitFailed, wantStderr: "-metrics"},
 		{name: "server and folder", give: []string{"-server", "a", "-store", "b"}, want: exitUsage, wantStderr: "-store"},
 		{name: "no server there", give: []string{"-server", "nats://u:secret@127.0.0.1:1"}, want: exitFailed, wantStderr: "connect to NATS"},
 	}

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/monotel/monotel/examples/orders/tracking"
 	"github.com/monotel/monotel/mono"
@@ -33,6 +35,7 @@ type shop struct {
 	tracking *tracking.Module
 	bus      mono.EventBus
 	screen   *screen
+	tracer   trace.Tracer
 }
 
 // open lets customers in, perSecond of them, until ctx ends.
@@ -62,28 +65,54 @@ func (s *shop) serve(ctx context.Context, customer string) {
 		s.screen.published(true, err)
 		return
 	}
+	// As the span of an HTTP request would be. What happens to the order is below
+	// it, in whatever process.
+	ctx, span := s.tracer.Start(ctx, "take order", trace.WithAttributes(keyCustomer.String(customer)))
+	defer span.End()
 	amount := float64(1+rand.IntN(100_00)) / 100 //nolint:gosec // nobody gains by guessing it
-	_, err := s.tracking.CreateOrder(ctx, customer, amount)
+	id, err := s.tracking.CreateOrder(ctx, customer, amount)
+	if err == nil {
+		span.SetAttributes(keyOrder.String(id))
+	}
 	s.screen.published(false, err)
 }
 
+// A ledgerError is one of few things that go wrong. Its ErrorType is the
+// attribute error.type of spans and metrics, so that they can be told apart.
+type ledgerError struct{ kind, text string }
+
+func (e *ledgerError) Error() string     { return e.text }
+func (e *ledgerError) ErrorType() string { return e.kind }
+
 var (
-	errBusy     = errors.New("the ledger is busy")
-	errNoAnswer = errors.New("the ledger does not answer")
+	errBusy     = &ledgerError{"ledger_busy", "the ledger is busy"}
+	errNoAnswer = &ledgerError{"ledger_no_answer", "the ledger does not answer"}
 )
 
 // A ledger is where audited orders are written, with the troubles of real ones.
 type ledger struct {
+	tracer trace.Tracer
+
 	mu       sync.Mutex
 	written  map[string]bool
 	attempts map[string]int // at orders that are not written yet
 }
 
-func newLedger() *ledger {
-	return &ledger{written: make(map[string]bool), attempts: make(map[string]int)}
+func newLedger(tracer trace.Tracer) *ledger {
+	return &ledger{tracer: tracer, written: make(map[string]bool), attempts: make(map[string]int)}
 }
 
-func (l *ledger) write(_ context.Context, order tracking.OrderCreatedEvent) error {
+func (l *ledger) write(ctx context.Context, order tracking.OrderCreatedEvent) error {
+	_, span := l.tracer.Start(ctx, "write ledger", trace.WithSpanKind(trace.SpanKindClient))
+	defer span.End()
+	err := l.try(order)
+	if err != nil {
+		span.SetStatus(codes.Error, err.Error())
+	}
+	return err
+}
+
+func (l *ledger) try(order tracking.OrderCreatedEvent) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.written[order.OrderID] {

@@ -75,11 +75,13 @@ func (m *Module) RegisterEventConsumers(registry mono.EventRegistry) error {
 // handleOrders gets up to ten orders, decoded: orders[i] came as msgs[i]. What
 // does not decode never gets here. Each message is settled by itself, so that
 // one bad order does not hold up the others.
-func (m *Module) handleOrders(ctx context.Context, orders []tracking.OrderCreatedEvent, msgs []*mono.Msg) error {
+func (m *Module) handleOrders(_ context.Context, orders []tracking.OrderCreatedEvent, msgs []*mono.Msg) error {
 	var unsettled error
 	for i, order := range orders {
 		msg := msgs[i]
-		writeErr := m.write(ctx, order)
+		// The message's own context: what is done for an order is in the order's
+		// trace, not in that of the batch.
+		writeErr := m.write(msg.Context(), order)
 
 		var err error
 		if writeErr == nil {
