@@ -75,6 +75,11 @@ performance: ## measure against nats.go and write docs/performance.md
 	done && \
 	go run ./internal/perftable docs/performance.md < "$$dir/bench.txt"
 
+.PHONY: docs
+docs: ## write the pages that are made from the code
+	@echo "==> write docs/metrics.md"
+	@go run ./internal/metricdoc docs/metrics.md
+
 .PHONY: cover
 cover: ## run the tests and report what they reach (coverage.out, coverage.html)
 	@echo "==> run the tests with coverage"
@@ -125,7 +130,7 @@ vet:
 .PHONY: allocs
 allocs:
 	@echo "==> count allocations"
-	@go test -timeout=$(TIMEOUT) -run='^TestAlloc' ./mono
+	@go test -timeout=$(TIMEOUT) -run='^TestAlloc' ./mono ./telemetry/...
 
 # 386 finds what takes int for 64 bits, Windows what takes paths and signals
 # for those of Unix.

@@ -22,6 +22,7 @@ import (
 const (
 	implRaw     = "raw"
 	implMonotel = "monotel"
+	implOff     = "off" // monotel without telemetry
 )
 
 const (
@@ -35,8 +36,17 @@ type pair struct {
 	name   string // of the benchmark, without impl
 	title  string
 	unit   string  // what is compared
-	ratio  float64 // monotel may take so many times what nats.go takes
+	ratio  float64 // the second side may take so many times what the first takes
 	allocs float64 // and make so many allocations more; 0 is no target
+	first  string  // the sides; without them nats.go and monotel
+	second string
+}
+
+func (p pair) sides() (first, second string) {
+	if p.first == "" {
+		return implRaw, implMonotel
+	}
+	return p.first, p.second
 }
 
 // pairs are the rows, and the targets of this project. A pair that was not
@@ -54,6 +64,30 @@ var pairs = []pair{
 	{name: "LoneDurableEvent", title: "a lone durable event, publish to handler, 99th percentile", unit: unitP99, ratio: 3},
 }
 
+// telemetryPairs compare monotel with itself. A throughput that is a quarter less
+// takes 1.33 times as long for a message.
+var telemetryPairs = slices.Concat(
+	telemetryRows("TelemetryCorePublish", "core publish", [4]float64{}),
+	telemetryRows("TelemetryDurablePublish", "durable publish", [4]float64{}),
+	telemetryRows("TelemetryConsumeAck", "consume and ack, empty handler", [4]float64{0, 0, 1.33, 2}),
+	telemetryRows("TelemetryHandler", "consume and ack, 0.5 ms handler", [4]float64{0, 0, 1.02, 0}),
+)
+
+func telemetryRows(name, title string, targets [4]float64) []pair {
+	rows := make([]pair, 0, len(targets))
+	for i, side := range []struct{ impl, title string }{
+		{"metrics", "metrics"},
+		{"unsampled", "metrics, 0 % sampled"},
+		{"sampled1", "metrics, 1 % sampled"},
+		{"sampled100", "metrics, 100 % sampled"},
+	} {
+		rows = append(rows, pair{
+			name: name, title: title + ": " + side.title, unit: unitTime, ratio: targets[i], first: implOff, second: side.impl,
+		})
+	}
+	return rows
+}
+
 func main() {
 	if err := run(os.Args[1:], os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "perftable:", err)
@@ -69,19 +103,26 @@ func run(args []string, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("read benchmarks: %w", err)
 	}
-	text, err := table(res, pairs)
+	text, err := table(res, "nats.go", "monotel", pairs)
+	if err != nil {
+		return err
+	}
+	own, err := table(res, "telemetry off", "on", telemetryPairs)
 	if err != nil {
 		return err
 	}
 	if len(args) == 0 {
-		_, err = io.WriteString(out, text)
+		_, err = io.WriteString(out, text+"\n"+own)
 		return err
 	}
 	doc, err := os.ReadFile(args[0]) //nolint:gosec // who runs it names the file
 	if err != nil {
 		return err
 	}
-	if doc, err = insert(doc, text); err != nil {
+	if doc, err = insert(doc, beginMarker, text); err != nil {
+		return fmt.Errorf("%s: %w", args[0], err)
+	}
+	if doc, err = insert(doc, beginTelemetryMarker, own); err != nil {
 		return fmt.Errorf("%s: %w", args[0], err)
 	}
 	const everybodyReads = 0o644
@@ -152,17 +193,18 @@ func (r *results) add(fields []string) error {
 // table renders rows. The two sides of a round ran one after the other, so they
 // are compared with each other, and the middle of all rounds is shown: another
 // process that is busy for a while slows both.
-func table(res results, rows []pair) (string, error) {
+func table(res results, first, second string, rows []pair) (string, error) {
 	var b strings.Builder
-	b.WriteString("| | nats.go | monotel | ratio | target | allocations | target |\n")
+	fmt.Fprintf(&b, "| | %s | %s | ratio | target | allocations | target |\n", first, second)
 	b.WriteString("|---|--:|--:|--:|--:|--:|--:|\n")
 	var errs []error
 	fewest, missed := 0, false
 	for _, p := range rows {
-		raw, monotel := res.values[key{p.name, implRaw, p.unit}], res.values[key{p.name, implMonotel, p.unit}]
+		first, second := p.sides()
+		raw, monotel := res.values[key{p.name, first, p.unit}], res.values[key{p.name, second, p.unit}]
 		if len(raw) == 0 || len(raw) != len(monotel) {
-			errs = append(errs, fmt.Errorf("%s: %d runs of nats.go and %d of monotel have %s; want as many of each, and one at least",
-				p.name, len(raw), len(monotel), p.unit))
+			errs = append(errs, fmt.Errorf("%s: %d runs of impl=%s and %d of impl=%s have %s; want as many of each, and one at least",
+				p.name, len(raw), first, len(monotel), second, p.unit))
 			continue
 		}
 		if fewest == 0 || len(raw) < fewest {
@@ -195,7 +237,8 @@ func table(res results, rows []pair) (string, error) {
 
 // allocations shows both sides' and the difference.
 func allocations(res results, p pair) (text string, over bool) {
-	raw, monotel := res.values[key{p.name, implRaw, unitAllocs}], res.values[key{p.name, implMonotel, unitAllocs}]
+	first, second := p.sides()
+	raw, monotel := res.values[key{p.name, first, unitAllocs}], res.values[key{p.name, second, unitAllocs}]
 	if len(raw) == 0 || len(monotel) == 0 {
 		return "", false
 	}
@@ -248,21 +291,22 @@ func digits(v float64) string {
 	return strconv.FormatFloat(v, 'f', 0, 64)
 }
 
-// The lines around the table.
+// The lines around the tables.
 const (
-	beginMarker = "<!-- table: made by make performance, do not edit -->\n"
-	endMarker   = "<!-- end of table -->\n"
+	beginMarker          = "<!-- table: made by make performance, do not edit -->\n"
+	beginTelemetryMarker = "<!-- telemetry table: made by make performance, do not edit -->\n"
+	endMarker            = "<!-- end of table -->\n"
 )
 
 // insert replaces what is between the markers.
-func insert(doc []byte, text string) ([]byte, error) {
-	head, rest, ok := bytes.Cut(doc, []byte(beginMarker))
+func insert(doc []byte, begin, text string) ([]byte, error) {
+	head, rest, ok := bytes.Cut(doc, []byte(begin))
 	if !ok {
-		return nil, fmt.Errorf("no line %q", beginMarker)
+		return nil, fmt.Errorf("no line %q", begin)
 	}
 	_, tail, ok := bytes.Cut(rest, []byte(endMarker))
 	if !ok {
 		return nil, fmt.Errorf("no line %q after it begins", endMarker)
 	}
-	return slices.Concat(head, []byte(beginMarker+"\n"+text+"\n"+endMarker), tail), nil
+	return slices.Concat(head, []byte(begin+"\n"+text+"\n"+endMarker), tail), nil
 }

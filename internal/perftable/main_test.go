@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -46,7 +47,7 @@ func parsed(t *testing.T, text string) results {
 
 func TestTable(t *testing.T) {
 	t.Parallel()
-	got, err := table(parsed(t, testInput), testPairs)
+	got, err := table(parsed(t, testInput), "nats.go", "monotel", testPairs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +72,7 @@ func TestTable_marksMissedRatio(t *testing.T) {
 		bold    bool
 	}{{"130", false}, {"131", true}} {
 		res := parsed(t, "BenchmarkSend/impl=raw 1 100 ns/op\nBenchmarkSend/impl=monotel 1 "+tt.monotel+" ns/op\n")
-		got, err := table(res, testPairs[:1])
+		got, err := table(res, "nats.go", "monotel", testPairs[:1])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -93,7 +94,7 @@ func TestTable_namesMissingPairs(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			if _, err := table(parsed(t, tt.give), testPairs); err == nil || !strings.Contains(err.Error(), tt.want) {
+			if _, err := table(parsed(t, tt.give), "nats.go", "monotel", testPairs); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("table() = %v, want an error that names %q", err, tt.want)
 			}
 		})
@@ -126,7 +127,7 @@ func FuzzParse(f *testing.F) {
 				t.Errorf("%q has %d values", k, len(vs))
 			}
 		}
-		if s, err := table(res, testPairs); err == nil && !strings.HasPrefix(s, "| |") {
+		if s, err := table(res, "nats.go", "monotel", testPairs); err == nil && !strings.HasPrefix(s, "| |") {
 			t.Errorf("not a table: %q", s)
 		}
 	})
@@ -166,15 +167,15 @@ func TestRun(t *testing.T) {
 		if err := run(nil, strings.NewReader(input), &out); err != nil {
 			t.Fatal(err)
 		}
-		if got := strings.Count(out.String(), "\n| "); got != len(pairs) {
-			t.Errorf("%d rows for %d pairs:\n%s", got, len(pairs), &out)
+		if got := strings.Count(out.String(), "\n| ") - 1; got != len(pairs)+len(telemetryPairs) {
+			t.Errorf("%d rows for %d pairs:\n%s", got, len(pairs)+len(telemetryPairs), &out)
 		}
 	})
 
 	t.Run("into a file, again and again", func(t *testing.T) {
 		t.Parallel()
 		file := filepath.Join(t.TempDir(), "doc.md")
-		if err := os.WriteFile(file, []byte("above\n"+beginMarker+"old\n"+endMarker+"below\n"), 0o600); err != nil {
+		if err := os.WriteFile(file, []byte("above\n"+beginMarker+"old\n"+endMarker+"between\n"+beginTelemetryMarker+"old\n"+endMarker+"below\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		for range 2 {
@@ -188,14 +189,14 @@ func TestRun(t *testing.T) {
 		}
 		s := string(got)
 		if !strings.HasPrefix(s, "above\n"+beginMarker+"\n| |") || !strings.HasSuffix(s, ".\n\n"+endMarker+"below\n") ||
-			strings.Contains(s, "old") || strings.Count(s, "| |---") > 1 {
+			strings.Contains(s, "old") || strings.Count(s, "\n|---") != 2 || !strings.Contains(s, endMarker+"between\n"+beginTelemetryMarker) {
 			t.Errorf("file is now:\n%s", s)
 		}
 	})
 
 	t.Run("leaves a file alone that it cannot write", func(t *testing.T) {
 		t.Parallel()
-		for _, doc := range []string{"", beginMarker, endMarker + beginMarker} {
+		for _, doc := range []string{"", beginMarker, endMarker + beginMarker, beginMarker + endMarker} {
 			file := filepath.Join(t.TempDir(), "doc.md")
 			if err := os.WriteFile(file, []byte(doc), 0o600); err != nil {
 				t.Fatal(err)
@@ -230,10 +231,12 @@ func TestPerformancePage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := insert(doc, ""); err != nil {
-		t.Error(err)
+	for _, marker := range []string{beginMarker, beginTelemetryMarker} {
+		if _, err := insert(doc, marker, ""); err != nil {
+			t.Error(err)
+		}
 	}
-	for _, p := range pairs {
+	for _, p := range slices.Concat(pairs, telemetryPairs) {
 		if !strings.Contains(string(doc), "| "+p.title+" |") {
 			t.Errorf("no row %q: run make performance", p.title)
 		}
@@ -243,8 +246,12 @@ func TestPerformancePage(t *testing.T) {
 // allPairs is the output of a round with every pair in it.
 func allPairs() string {
 	var b strings.Builder
-	for _, p := range pairs {
-		for _, impl := range []string{implRaw, implMonotel} {
+	for _, p := range slices.Concat(pairs, telemetryPairs) {
+		first, second := p.sides()
+		for _, impl := range []string{first, second} {
+			if strings.Contains(b.String(), "Benchmark"+p.name+"/impl="+impl+"-2 ") {
+				continue // the first side of several
+			}
 			fmt.Fprintf(&b, "Benchmark%s/impl=%s-2 10 100 %s 3 allocs/op\n", p.name, impl, p.unit)
 		}
 	}

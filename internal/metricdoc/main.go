@@ -1,0 +1,124 @@
+// Command metricdoc writes the catalogue of docs/metrics.md from the code, and
+// puts it between the markers of the file it is given:
+//
+//	go run ./internal/metricdoc docs/metrics.md
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/prometheus/otlptranslator"
+	"go.opentelemetry.io/otel/attribute"
+
+	"github.com/monotel/monotel/telemetry/messaging"
+)
+
+func main() {
+	if len(os.Args) != 2 { //nolint:mnd // the command and the file
+		fmt.Fprintln(os.Stderr, "metricdoc: want the file to write, such as docs/metrics.md")
+		os.Exit(2) //nolint:mnd // usage
+	}
+	if err := run(os.Args[1]); err != nil {
+		fmt.Fprintln(os.Stderr, "metricdoc:", err)
+		os.Exit(1)
+	}
+}
+
+func run(file string) error {
+	page, err := os.ReadFile(file) //nolint:gosec // who runs it names the file
+	if err != nil {
+		return err
+	}
+	text, err := catalogue(messaging.Metrics())
+	if err != nil {
+		return err
+	}
+	page, err = insert(page, text)
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	const everybodyReads = 0o644
+	return os.WriteFile(file, page, everybodyReads) //nolint:gosec // as above
+}
+
+// The lines around the catalogue.
+const (
+	beginMarker = "<!-- catalogue: made by make docs, do not edit -->\n"
+	endMarker   = "<!-- end of catalogue -->\n"
+)
+
+// insert replaces what is between the markers.
+func insert(page []byte, text string) ([]byte, error) {
+	head, rest, ok := bytes.Cut(page, []byte(beginMarker))
+	if !ok {
+		return nil, fmt.Errorf("no line %q", beginMarker)
+	}
+	_, tail, ok := bytes.Cut(rest, []byte(endMarker))
+	if !ok {
+		return nil, fmt.Errorf("no line %q after it begins", endMarker)
+	}
+	return []byte(string(head) + beginMarker + "\n" + text + "\n" + endMarker + string(tail)), nil
+}
+
+// catalogue describes each metric, by both of its names.
+func catalogue(metrics []messaging.Metric) (string, error) {
+	var b strings.Builder
+	labels := otlptranslator.LabelNamer{}
+	var errs []error
+	for i, m := range metrics {
+		if i > 0 {
+			b.WriteString("\n")
+		}
+		name, err := prometheusName(m)
+		errs = append(errs, err)
+		fmt.Fprintf(&b, "### `%s`\n\n%s\n\n", m.Name, m.Description)
+		fmt.Fprintf(&b, "- Prometheus: `%s`\n", name)
+		fmt.Fprintf(&b, "- %s, %s\n", m.Kind, unit(m.Unit))
+		attrs := make([]string, 0, len(m.Attributes))
+		for _, a := range m.Attributes {
+			label, err := labels.Build(string(a))
+			errs = append(errs, err)
+			attrs = append(attrs, attributeText(a, label))
+		}
+		fmt.Fprintf(&b, "- by %s\n", strings.Join(attrs, ", "))
+		if len(m.Buckets) > 0 {
+			bounds := make([]string, 0, len(m.Buckets))
+			for _, v := range m.Buckets {
+				bounds = append(bounds, strconv.FormatFloat(v, 'g', -1, 64))
+			}
+			fmt.Fprintf(&b, "- buckets up to %s\n", strings.Join(bounds, ", "))
+		}
+	}
+	return b.String(), errors.Join(errs...)
+}
+
+// attributeText shows an attribute, and its label where that is not just the name
+// with underscores.
+func attributeText(a attribute.Key, label string) string {
+	if strings.ReplaceAll(string(a), ".", "_") == label {
+		return "`" + string(a) + "`"
+	}
+	return "`" + string(a) + "` (`" + label + "`)"
+}
+
+func unit(u string) string {
+	if u == "s" {
+		return "in seconds"
+	}
+	return "in " + strings.Trim(u, "{}") + "s"
+}
+
+// prometheusName is the name that the exporter of package telemetry gives it.
+func prometheusName(m messaging.Metric) (string, error) {
+	kind := map[messaging.MetricKind]otlptranslator.MetricType{
+		messaging.Counter: otlptranslator.MetricTypeMonotonicCounter, messaging.UpDownCounter: otlptranslator.MetricTypeNonMonotonicCounter,
+		messaging.Histogram: otlptranslator.MetricTypeHistogram, messaging.Gauge: otlptranslator.MetricTypeGauge,
+	}[m.Kind]
+	namer := otlptranslator.NewMetricNamer("", otlptranslator.UnderscoreEscapingWithSuffixes)
+	return namer.Build(otlptranslator.Metric{Name: m.Name, Unit: m.Unit, Type: kind})
+}
