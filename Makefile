@@ -69,9 +69,11 @@ bench: ## run the benchmarks
 performance: ## measure against nats.go and write docs/performance.md
 	@echo "==> run the paired benchmarks, $(ROUNDS) rounds"
 	@dir="$$(mktemp -d)" && trap 'rm -rf "$$dir"' EXIT && \
-	go test -c -o "$$dir/mono.test" ./mono && \
+	go test -c -o "$$dir/mono.test" ./mono && go test -c -o "$$dir/messaging.test" ./telemetry/messaging && \
 	for i in $$(seq $(ROUNDS)); do \
-		"$$dir/mono.test" -test.run='^$$' -test.bench=. -test.benchtime=0.5s >> "$$dir/bench.txt" || { cat "$$dir/bench.txt"; exit 1; }; \
+		for t in mono messaging; do \
+			"$$dir/$$t.test" -test.run='^$$' -test.bench=. -test.benchtime=0.5s >> "$$dir/bench.txt" || { cat "$$dir/bench.txt"; exit 1; }; \
+		done; \
 	done && \
 	go run ./internal/perftable docs/performance.md < "$$dir/bench.txt"
 

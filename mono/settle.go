@@ -115,10 +115,11 @@ func (c *streamConsumer) send(m *Msg, kind messaging.Settlement, body []byte, ca
 	if kind == messaging.Ack || kind == messaging.Term {
 		m.final = body
 	}
-	late := m.untouched(time.Now()) > c.server.AckWait
+	now := time.Now() // once for all: reading the clock is no small part of what is recorded
+	late := m.untouched(now) > c.server.AckWait
 	op := c.tel.Settle(&m.tel, kind)
 	err := c.reply(m, body)
-	op.End(err, late, cause)
+	op.End(err, now, late, cause)
 	return err
 }
 

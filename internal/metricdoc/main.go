@@ -1,11 +1,10 @@
 // Command metricdoc writes the catalogue of docs/metrics.md from the code, and
-// puts it between the markers of the file it is given:
+// puts it into the file it is given:
 //
 //	go run ./internal/metricdoc docs/metrics.md
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +14,7 @@ import (
 	"github.com/prometheus/otlptranslator"
 	"go.opentelemetry.io/otel/attribute"
 
+	"github.com/monotel/monotel/internal/docpage"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
 
@@ -30,39 +30,11 @@ func main() {
 }
 
 func run(file string) error {
-	page, err := os.ReadFile(file) //nolint:gosec // who runs it names the file
-	if err != nil {
-		return err
-	}
 	text, err := catalogue(messaging.Metrics())
 	if err != nil {
 		return err
 	}
-	page, err = insert(page, text)
-	if err != nil {
-		return fmt.Errorf("%s: %w", file, err)
-	}
-	const everybodyReads = 0o644
-	return os.WriteFile(file, page, everybodyReads) //nolint:gosec // as above
-}
-
-// The lines around the catalogue.
-const (
-	beginMarker = "<!-- catalogue: made by make docs, do not edit -->\n"
-	endMarker   = "<!-- end of catalogue -->\n"
-)
-
-// insert replaces what is between the markers.
-func insert(page []byte, text string) ([]byte, error) {
-	head, rest, ok := bytes.Cut(page, []byte(beginMarker))
-	if !ok {
-		return nil, fmt.Errorf("no line %q", beginMarker)
-	}
-	_, tail, ok := bytes.Cut(rest, []byte(endMarker))
-	if !ok {
-		return nil, fmt.Errorf("no line %q after it begins", endMarker)
-	}
-	return []byte(string(head) + beginMarker + "\n" + text + "\n" + endMarker + string(tail)), nil
+	return docpage.Update(file, docpage.Section{Name: "catalogue", Target: "docs", Text: text})
 }
 
 // catalogue describes each metric, by both of its names.

@@ -61,12 +61,3 @@ func TestPrometheusName(t *testing.T) {
 		}
 	}
 }
-
-func TestInsert_refuses(t *testing.T) {
-	t.Parallel()
-	for _, give := range []string{"", beginMarker, endMarker + beginMarker} {
-		if _, err := insert([]byte(give), "x"); err == nil {
-			t.Errorf("%q: no error", give)
-		}
-	}
-}

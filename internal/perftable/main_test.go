@@ -7,12 +7,16 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/monotel/monotel/internal/docpage"
 )
 
 var testPairs = []pair{
 	{name: "Send", title: "send", unit: unitTime, ratio: 1.3},
 	{name: "Take/batch=10", title: "take", unit: unitTime, ratio: 1.25, allocs: 4},
 }
+
+var testTable = comparison{first: "nats.go", second: "monotel", rows: testPairs}
 
 const testInput = `goos: linux
 goarch: amd64
@@ -47,7 +51,7 @@ func parsed(t *testing.T, text string) results {
 
 func TestTable(t *testing.T) {
 	t.Parallel()
-	got, err := table(parsed(t, testInput), "nats.go", "monotel", testPairs)
+	got, err := table(parsed(t, testInput), testTable)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +76,7 @@ func TestTable_marksMissedRatio(t *testing.T) {
 		bold    bool
 	}{{"130", false}, {"131", true}} {
 		res := parsed(t, "BenchmarkSend/impl=raw 1 100 ns/op\nBenchmarkSend/impl=monotel 1 "+tt.monotel+" ns/op\n")
-		got, err := table(res, "nats.go", "monotel", testPairs[:1])
+		got, err := table(res, comparison{first: "nats.go", second: "monotel", rows: testPairs[:1]})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -94,7 +98,7 @@ func TestTable_namesMissingPairs(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			if _, err := table(parsed(t, tt.give), "nats.go", "monotel", testPairs); err == nil || !strings.Contains(err.Error(), tt.want) {
+			if _, err := table(parsed(t, tt.give), testTable); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("table() = %v, want an error that names %q", err, tt.want)
 			}
 		})
@@ -127,7 +131,7 @@ func FuzzParse(f *testing.F) {
 				t.Errorf("%q has %d values", k, len(vs))
 			}
 		}
-		if s, err := table(res, "nats.go", "monotel", testPairs); err == nil && !strings.HasPrefix(s, "| |") {
+		if s, err := table(res, testTable); err == nil && !strings.HasPrefix(s, "| |") {
 			t.Errorf("not a table: %q", s)
 		}
 	})
@@ -167,46 +171,30 @@ func TestRun(t *testing.T) {
 		if err := run(nil, strings.NewReader(input), &out); err != nil {
 			t.Fatal(err)
 		}
-		if got := strings.Count(out.String(), "\n| ") - 1; got != len(pairs)+len(telemetryPairs) {
-			t.Errorf("%d rows for %d pairs:\n%s", got, len(pairs)+len(telemetryPairs), &out)
+		if got := strings.Count(out.String(), "\n| ") - 2; got != len(pairs)+len(telemetryPairs)+len(costPairs) {
+			t.Errorf("%d rows for %d pairs:\n%s", got, len(pairs)+len(telemetryPairs)+len(costPairs), &out)
 		}
 	})
 
-	t.Run("into a file, again and again", func(t *testing.T) {
+	t.Run("into a file", func(t *testing.T) {
 		t.Parallel()
+		var before strings.Builder
+		for _, c := range tables {
+			before.WriteString(docpage.Section{Name: c.name, Target: "performance"}.Begin() + "old\n" + docpage.End)
+		}
 		file := filepath.Join(t.TempDir(), "doc.md")
-		if err := os.WriteFile(file, []byte("above\n"+beginMarker+"old\n"+endMarker+"between\n"+beginTelemetryMarker+"old\n"+endMarker+"below\n"), 0o600); err != nil {
+		if err := os.WriteFile(file, []byte(before.String()), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		for range 2 {
-			if err := run([]string{file}, strings.NewReader(input), nil); err != nil {
-				t.Fatal(err)
-			}
+		if err := run([]string{file}, strings.NewReader(input), nil); err != nil {
+			t.Fatal(err)
 		}
 		got, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := string(got)
-		if !strings.HasPrefix(s, "above\n"+beginMarker+"\n| |") || !strings.HasSuffix(s, ".\n\n"+endMarker+"below\n") ||
-			strings.Contains(s, "old") || strings.Count(s, "\n|---") != 2 || !strings.Contains(s, endMarker+"between\n"+beginTelemetryMarker) {
+		if s := string(got); strings.Contains(s, "old") || strings.Count(s, "\n|---") != len(tables) {
 			t.Errorf("file is now:\n%s", s)
-		}
-	})
-
-	t.Run("leaves a file alone that it cannot write", func(t *testing.T) {
-		t.Parallel()
-		for _, doc := range []string{"", beginMarker, endMarker + beginMarker, beginMarker + endMarker} {
-			file := filepath.Join(t.TempDir(), "doc.md")
-			if err := os.WriteFile(file, []byte(doc), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			if err := run([]string{file}, strings.NewReader(input), nil); err == nil {
-				t.Errorf("%q: no error", doc)
-			}
-			if got, err := os.ReadFile(file); err != nil || string(got) != doc {
-				t.Errorf("%q became %q, %v", doc, got, err)
-			}
 		}
 	})
 
@@ -231,12 +219,12 @@ func TestPerformancePage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, marker := range []string{beginMarker, beginTelemetryMarker} {
-		if _, err := insert(doc, marker, ""); err != nil {
-			t.Error(err)
+	for _, c := range tables {
+		if begin := (docpage.Section{Name: c.name, Target: "performance"}).Begin(); !strings.Contains(string(doc), begin) {
+			t.Errorf("no line %q", begin)
 		}
 	}
-	for _, p := range slices.Concat(pairs, telemetryPairs) {
+	for _, p := range slices.Concat(pairs, telemetryPairs, costPairs) {
 		if !strings.Contains(string(doc), "| "+p.title+" |") {
 			t.Errorf("no row %q: run make performance", p.title)
 		}
@@ -246,7 +234,7 @@ func TestPerformancePage(t *testing.T) {
 // allPairs is the output of a round with every pair in it.
 func allPairs() string {
 	var b strings.Builder
-	for _, p := range slices.Concat(pairs, telemetryPairs) {
+	for _, p := range slices.Concat(pairs, telemetryPairs, costPairs) {
 		first, second := p.sides()
 		for _, impl := range []string{first, second} {
 			if strings.Contains(b.String(), "Benchmark"+p.name+"/impl="+impl+"-2 ") {

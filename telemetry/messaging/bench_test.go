@@ -22,37 +22,32 @@ type discard struct{}
 func (discard) ExportSpans(context.Context, []sdktrace.ReadOnlySpan) error { return nil }
 func (discard) Shutdown(context.Context) error                             { return nil }
 
-// sides are what is compared, in the order of cost.
-var sides = []struct {
-	name    string
-	metrics bool
-	ratio   float64 // less than 0: no tracing
-}{
-	{"off", false, -1},
-	{"metrics", true, -1},
-	{"0%", true, 0},
-	{"1%", true, 0.01},
-	{"100%", true, 1},
-}
-
 func benchTelemetry(tb testing.TB, metrics bool, ratio float64) *Telemetry {
 	tb.Helper()
-	var mp metric.MeterProvider = mnoop.NewMeterProvider()
+	cfg := Config{MeterProvider: mnoop.NewMeterProvider(), TracerProvider: noop.NewTracerProvider()}
 	if metrics {
-		mp = sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewManualReader()))
+		cfg.MeterProvider = benchMeters()
 	}
-	var tp trace.TracerProvider = noop.NewTracerProvider()
 	if ratio >= 0 {
-		sdk := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(ratio))),
-			sdktrace.WithBatcher(discard{}, sdktrace.WithMaxQueueSize(1<<14)))
-		tb.Cleanup(func() {
-			if err := sdk.Shutdown(context.Background()); err != nil {
-				tb.Error(err)
-			}
-		})
-		tp = sdk
+		cfg.TracerProvider = benchTracers(tb, ratio)
 	}
-	return newTelemetry(tb, Config{TracerProvider: tp, MeterProvider: mp})
+	return newTelemetry(tb, cfg)
+}
+
+func benchMeters() metric.MeterProvider {
+	return sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewManualReader()))
+}
+
+func benchTracers(tb testing.TB, ratio float64) trace.TracerProvider {
+	tb.Helper()
+	tp := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(ratio))),
+		sdktrace.WithBatcher(discard{}, sdktrace.WithMaxQueueSize(1<<14)))
+	tb.Cleanup(func() {
+		if err := tp.Shutdown(context.Background()); err != nil {
+			tb.Error(err)
+		}
+	})
+	return tp
 }
 
 // A message's way, in two steps. What is made for a message besides telemetry is
@@ -62,6 +57,7 @@ type benchMessage struct {
 	c *Consumer
 	h nats.Header
 	m Message
+	d Delivery // part of the message, in an App
 }
 
 func newBenchMessage(t *Telemetry) *benchMessage {
@@ -78,52 +74,90 @@ func (b *benchMessage) publish(ctx context.Context) {
 	o.End(nil)
 }
 
-func (b *benchMessage) consume(ctx context.Context, d *Delivery) {
+func (b *benchMessage) consume(ctx context.Context) {
+	d := &b.d
 	*d = Delivery{}
 	b.m.Header = b.h
-	b.c.Start(ctx, d, &b.m, time.Now())
+	now := time.Now() // what a batch and the lease need anyway
+	b.c.Start(ctx, d, &b.m, now)
 	s := b.c.Settle(d, Ack)
-	s.End(nil, false, nil)
+	s.End(nil, now, false, nil)
 }
 
-func BenchmarkPublish(b *testing.B) {
-	for _, side := range sides {
-		b.Run("telemetry="+side.name, func(b *testing.B) {
-			m, ctx := newBenchMessage(benchTelemetry(b, side.metrics, side.ratio)), b.Context()
-			b.ReportAllocs()
-			for b.Loop() {
-				m.publish(ctx)
-			}
-		})
-	}
+// BenchmarkCost compares what we record with one bare call of the SDK that
+// records it, so that the ratio holds on any machine: impl=bare is a span that is
+// started and ended, or one value recorded with attributes made before.
+func BenchmarkCost(b *testing.B) {
+	b.Run("publish_off", func(b *testing.B) {
+		benchBareSpan(b, noop.NewTracerProvider())
+		benchMessages(b, false, -1, (*benchMessage).publish)
+	})
+	b.Run("consume_off", func(b *testing.B) {
+		benchBareSpan(b, noop.NewTracerProvider())
+		benchMessages(b, false, -1, (*benchMessage).consume)
+	})
+	b.Run("metrics", func(b *testing.B) {
+		benchBareRecord(b)
+		benchMessages(b, true, -1, (*benchMessage).publish, (*benchMessage).consume)
+	})
+	b.Run("publish_unsampled", func(b *testing.B) {
+		benchBareSpan(b, benchTracers(b, 0))
+		benchMessages(b, false, 0, (*benchMessage).publish)
+	})
+	b.Run("consume_unsampled", func(b *testing.B) {
+		benchBareSpan(b, benchTracers(b, 0))
+		benchMessages(b, false, 0, (*benchMessage).consume)
+	})
+	b.Run("message_unsampled", func(b *testing.B) {
+		benchBareSpan(b, benchTracers(b, 0))
+		benchMessages(b, true, 0, (*benchMessage).publish, (*benchMessage).consume)
+	})
+	b.Run("message_sampled", func(b *testing.B) {
+		benchBareSpan(b, benchTracers(b, 1))
+		benchMessages(b, true, 1, (*benchMessage).publish, (*benchMessage).consume)
+	})
 }
 
-func BenchmarkConsume(b *testing.B) {
-	for _, side := range sides {
-		b.Run("telemetry="+side.name, func(b *testing.B) {
-			m, ctx := newBenchMessage(benchTelemetry(b, side.metrics, side.ratio)), b.Context()
-			m.publish(ctx)
-			var d Delivery // part of the message, in an App
-			b.ReportAllocs()
-			for b.Loop() {
-				m.consume(ctx, &d)
-			}
-		})
-	}
+func benchBareSpan(b *testing.B, tp trace.TracerProvider) {
+	b.Helper()
+	b.Run("impl=bare", func(b *testing.B) {
+		tracer, ctx := tp.Tracer("bare"), b.Context()
+		b.ReportAllocs()
+		for b.Loop() {
+			_, s := tracer.Start(ctx, "bare")
+			s.End()
+		}
+	})
 }
 
-func BenchmarkMessage(b *testing.B) {
-	for _, side := range sides {
-		b.Run("telemetry="+side.name, func(b *testing.B) {
-			m, ctx := newBenchMessage(benchTelemetry(b, side.metrics, side.ratio)), b.Context()
-			var d Delivery
-			b.ReportAllocs()
-			for b.Loop() {
-				m.publish(ctx)
-				m.consume(ctx, &d)
-			}
-		})
+func benchBareRecord(b *testing.B) {
+	b.Helper()
+	h, err := benchMeters().Meter("bare").Float64Histogram("bare", metric.WithExplicitBucketBoundaries(conventionBuckets...))
+	if err != nil {
+		b.Fatal(err)
 	}
+	opts := recordOptions(keySystem.String(systemNATS), keyOperationName.String(opProcess), keyTemplate.String("a"), keyConsumerGroup.String("b"))
+	b.Run("impl=bare", func(b *testing.B) {
+		ctx := b.Context()
+		b.ReportAllocs()
+		for b.Loop() {
+			h.Record(ctx, 1, *opts...)
+		}
+	})
+}
+
+func benchMessages(b *testing.B, metrics bool, ratio float64, steps ...func(m *benchMessage, ctx context.Context)) {
+	b.Helper()
+	b.Run("impl=monotel", func(b *testing.B) {
+		m, ctx := newBenchMessage(benchTelemetry(b, metrics, ratio)), b.Context()
+		m.publish(ctx)
+		b.ReportAllocs()
+		for b.Loop() {
+			for _, step := range steps {
+				step(m, ctx)
+			}
+		}
+	})
 }
 
 // The benchmarks show the cost; this keeps it.
@@ -132,31 +166,26 @@ func TestAlloc_budgets(t *testing.T) { //nolint:paralleltest // counts the alloc
 		t.Skip("NOT CHECKED: the race detector allocates by itself; run `go test -run Alloc ./telemetry/messaging` without -race")
 	}
 	for _, tt := range []struct {
-		side                       string
-		publish, consume, complete float64 // at most
+		name             string
+		metrics          bool
+		ratio            float64
+		publish, consume float64 // at most
 	}{
-		{side: "off", publish: 0, consume: 0, complete: 0},
-		{side: "metrics", publish: 0, consume: 0, complete: 0},
-		{side: "0%", publish: 7, consume: 12, complete: 19},
-		{side: "100%", publish: 11, consume: 18, complete: 29}, // 18 of them the SDK's
+		{name: "off", ratio: -1},
+		{name: "metrics", metrics: true, ratio: -1},
+		{name: "unsampled", metrics: true, ratio: 0, publish: 7, consume: 12},
+		{name: "sampled", metrics: true, ratio: 1, publish: 10, consume: 17}, // 18 of them the SDK's
 	} {
-		for _, side := range sides {
-			if side.name != tt.side {
-				continue
-			}
-			m, ctx := newBenchMessage(benchTelemetry(t, side.metrics, side.ratio)), t.Context()
-			var d Delivery
-			m.publish(ctx)
-			const runs = 2000
-			for what, n := range map[string][2]float64{
-				"publish":  {testing.AllocsPerRun(runs, func() { m.publish(ctx) }), tt.publish},
-				"consume":  {testing.AllocsPerRun(runs, func() { m.consume(ctx, &d) }), tt.consume},
-				"complete": {testing.AllocsPerRun(runs, func() { m.publish(ctx); m.consume(ctx, &d) }), tt.complete},
-			} {
-				t.Logf("%s, %s: %v allocations", tt.side, what, n[0])
-				if n[0] > n[1] {
-					t.Errorf("%s, %s: %v allocations, want at most %v", tt.side, what, n[0], n[1])
-				}
+		m, ctx := newBenchMessage(benchTelemetry(t, tt.metrics, tt.ratio)), t.Context()
+		m.publish(ctx)
+		const runs = 2000
+		for what, n := range map[string][2]float64{
+			"publish": {testing.AllocsPerRun(runs, func() { m.publish(ctx) }), tt.publish},
+			"consume": {testing.AllocsPerRun(runs, func() { m.consume(ctx) }), tt.consume},
+		} {
+			t.Logf("%s, %s: %v allocations", tt.name, what, n[0])
+			if n[0] > n[1] {
+				t.Errorf("%s, %s: %v allocations, want at most %v", tt.name, what, n[0], n[1])
 			}
 		}
 	}

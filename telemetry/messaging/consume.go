@@ -2,6 +2,7 @@ package messaging
 
 import (
 	"context"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -67,6 +68,7 @@ type Consumer struct {
 	extended, notExtended                           count
 
 	own         *[]metric.RecordOption // of our histograms
+	measured    []attribute.KeyValue   // of the conventions' metrics
 	processed   *[]metric.RecordOption
 	processErrs perError[[]metric.RecordOption]
 
@@ -89,11 +91,14 @@ func (t *Telemetry) Consumer(r Route) *Consumer {
 	}
 	c.rest = []attribute.KeyValue{keySystem.String(systemNATS), group}
 	c.batchStart = []trace.SpanStartOption{
-		trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(c.operation(opBatch, typeProcess)...), trace.WithNewRoot(),
+		trace.WithSpanKind(trace.SpanKindConsumer), trace.WithNewRoot(),
+		trace.WithAttributes(keySystem.String(systemNATS), keyOperationName.String(opBatch), keyOperationType.String(typeProcess),
+			template, group),
 	}
-	c.processed = recordOptions(c.operation(opProcess, typeProcess)...)
+	c.measured = []attribute.KeyValue{keySystem.String(systemNATS), keyOperationName.String(opProcess), template, group}
+	c.processed = recordOptions(c.measured...)
 	c.own = recordOptions(template, group)
-	c.consumed.init(keySystem.String(systemNATS), keyOperationName.String(opProcess), template, group)
+	c.consumed.init(c.measured...)
 	for _, own := range []*count{&c.redeliveries, &c.late, &c.unsettled, &c.active} {
 		own.init(template, group)
 	}
@@ -116,14 +121,6 @@ func (t *Telemetry) Consumer(r Route) *Consumer {
 	c.stateAttrs = observeOptions(keyStream.String(r.Stream), group)
 	t.consumers[r] = c
 	return c
-}
-
-// operation are the attributes of one kind of operation.
-func (c *Consumer) operation(name, typ string) []attribute.KeyValue {
-	return []attribute.KeyValue{
-		keySystem.String(systemNATS), keyOperationName.String(name), keyOperationType.String(typ),
-		keyTemplate.String(c.route.Template), keyConsumerGroup.String(clean(c.route.Group, maxAttribute)),
-	}
 }
 
 func (c *Consumer) observe(o metric.Observer) {
@@ -166,7 +163,7 @@ type Delivery struct {
 	c        *Consumer
 	ctx      context.Context //nolint:containedctx // that of the span
 	span     trace.Span
-	attrs    []attribute.KeyValue // of the span, set when it ends
+	attrs    *[]attribute.KeyValue // of the span, set when it ends; nil if it does not record
 	begin    time.Time
 	stored   time.Time
 	attempt  uint64
@@ -251,8 +248,8 @@ func (c *Consumer) startOptions(m *Message, sc trace.SpanContext) []trace.SpanSt
 
 // describe adds what samplers do not need.
 func (c *Consumer) describe(d *Delivery, m *Message) {
-	const most = 12
-	attrs := append(make([]attribute.KeyValue, 0, most), c.rest...)
+	d.attrs = takeAttrs()
+	attrs := append(*d.attrs, c.rest...)
 	attrs = append(attrs, keyDestination.String(clean(m.Subject, maxAttribute)))
 	if id := m.Header.Get(msgIDHeader); id != "" {
 		attrs = append(attrs, keyMessageID.String(clean(id, maxAttribute)))
@@ -267,7 +264,7 @@ func (c *Consumer) describe(d *Delivery, m *Message) {
 			attrs = append(attrs, sequenceAttr(KeyDeliveryCount, m.Attempt))
 		}
 	}
-	d.attrs = c.t.withServer(attrs)
+	*d.attrs = c.t.withServer(attrs)
 }
 
 // unsettled takes the place of a Settlement where there was none.
@@ -292,11 +289,13 @@ func (d *Delivery) end(settlement int, err error, now time.Time) {
 	if d.attrs != nil { // in one call, as the SDK copies what it has with each
 		switch {
 		case settlement >= 0:
-			d.attrs = append(d.attrs, c.settleAttrs[settlement][0])
+			*d.attrs = append(*d.attrs, c.settleAttrs[settlement][0])
 		case d.attempt > 0:
-			d.attrs = append(d.attrs, keySettlement.String("unsettled"))
+			*d.attrs = append(*d.attrs, keySettlement.String("unsettled"))
 		}
-		d.span.SetAttributes(d.attrs...)
+		d.span.SetAttributes(*d.attrs...)
+		giveAttrs(d.attrs)
+		d.attrs = nil
 	}
 	if now.IsZero() {
 		return
@@ -308,7 +307,7 @@ func (d *Delivery) end(settlement int, err error, now time.Time) {
 func (c *Consumer) failure(err error) (string, *[]metric.RecordOption) {
 	errorType, number := c.t.errors.of(err)
 	return errorType, c.processErrs.get(number, func() *[]metric.RecordOption {
-		return recordOptions(append(c.operation(opProcess, typeProcess), keyErrorType.String(errorType))...)
+		return recordOptions(append(slices.Clip(c.measured), keyErrorType.String(errorType))...)
 	})
 }
 
@@ -396,10 +395,10 @@ func (c *Consumer) Settle(d *Delivery, kind Settlement) (s Settle) {
 	return s
 }
 
-// End ends the settlement: sent, or not because of err. late says that the lease
-// had ended before. cause is the error that the message is settled because of,
-// if any. A settlement that was sent ends the processing.
-func (s *Settle) End(err error, late bool, cause error) {
+// End ends the settlement, which began at now: sent, or not because of err. late
+// says that the lease had ended before. cause is the error that the message is
+// settled because of, if any. A settlement that was sent ends the processing.
+func (s *Settle) End(err error, now time.Time, late bool, cause error) {
 	if err != nil {
 		s.c.notSettled[s.kind].n.Add(1)
 		s.fail(err)
@@ -413,7 +412,6 @@ func (s *Settle) End(err error, late bool, cause error) {
 	if s.d.c == nil {
 		return
 	}
-	now := s.c.t.instruments.now(s.d.ctx) // once for all: reading the clock is no small part of this
 	s.final(now)
 	s.d.end(int(s.kind), cause, now)
 }
@@ -429,7 +427,7 @@ func (s *Settle) fail(err error) {
 // final records what an ack or a term concludes.
 func (s *Settle) final(now time.Time) {
 	d := s.d
-	if now.IsZero() || s.kind != Ack && s.kind != Term {
+	if s.kind != Ack && s.kind != Term {
 		return
 	}
 	defer contain()

@@ -326,7 +326,7 @@ func TestDelivery_endsOnce(t *testing.T) {
 		all.Go(func() { d.Abandon() })
 		all.Go(func() {
 			s := c.Settle(&d, Ack)
-			s.End(nil, false, nil)
+			s.End(nil, time.Now(), false, nil)
 		})
 		all.Wait()
 	}
@@ -361,7 +361,7 @@ func TestMetrics_areAsDocumented(t *testing.T) {
 			var d Delivery
 			c.Start(t.Context(), &d, &Message{Attempt: 1, Stored: time.Now(), Header: nats.Header{"traceparent": {testParent}}}, time.Now())
 			s := c.Settle(&d, kind)
-			s.End(err, true, errors.New("cause"))
+			s.End(err, time.Now(), true, errors.New("cause"))
 			d.Return(err)
 		}
 		c.Extended(err)

@@ -124,7 +124,7 @@ var (
 		Name: "messaging.process.duration", Kind: Histogram, Unit: "s", Buckets: conventionBuckets,
 		Description: "Time from when the handler got a message until it was settled, or the handler returned if that came first. " +
 			"All messages of a batch start together.",
-		Attributes: []attribute.Key{keySystem, keyOperationName, keyOperationType, keyTemplate, keyConsumerGroup, keyErrorType},
+		Attributes: []attribute.Key{keySystem, keyOperationName, keyTemplate, keyConsumerGroup, keyErrorType},
 	}
 	metricSent = Metric{
 		Name: "messaging.client.sent.messages", Kind: Counter, Unit: unitMessage,

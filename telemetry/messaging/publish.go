@@ -90,7 +90,7 @@ type Publish struct {
 	span  trace.Span
 	ctx   context.Context //nolint:containedctx // that of the span, for exemplars
 	begin time.Time
-	attrs []attribute.KeyValue // of the span, set when it ends
+	attrs *[]attribute.KeyValue // of the span, set when it ends; nil if it does not record
 	async bool
 }
 
@@ -146,16 +146,15 @@ const msgIDHeader = nats.MsgIdHdr
 
 // describe collects what samplers do not need.
 func (o *Publish) describe(subject string, h nats.Header, size int) {
-	const most = 10
-	o.attrs = append(make([]attribute.KeyValue, 0, most),
-		keySystem.String(systemNATS), keyDestination.String(clean(subject, maxAttribute)))
+	o.attrs = takeAttrs()
+	attrs := append(*o.attrs, keySystem.String(systemNATS), keyDestination.String(clean(subject, maxAttribute)))
 	if id := h.Get(msgIDHeader); id != "" {
-		o.attrs = append(o.attrs, keyMessageID.String(clean(id, maxAttribute)))
+		attrs = append(attrs, keyMessageID.String(clean(id, maxAttribute)))
 	}
 	if o.p.t.settings.BodySize {
-		o.attrs = append(o.attrs, keyBodySize.Int(size))
+		attrs = append(attrs, keyBodySize.Int(size))
 	}
-	o.attrs = o.p.t.withServer(o.attrs)
+	*o.attrs = o.p.t.withServer(attrs)
 }
 
 // Pending says that the publish waits for its acknowledgement while its caller
@@ -169,12 +168,12 @@ func (o *Publish) Pending() {
 
 // Stored adds what the server acknowledged.
 func (o *Publish) Stored(stream string, sequence uint64, duplicate bool) {
-	if o.attrs == nil { // the span does not record
+	if o.attrs == nil {
 		return
 	}
-	o.attrs = append(o.attrs, keyStream.String(clean(stream, maxAttribute)), sequenceAttr(keyStreamSequence, sequence))
+	*o.attrs = append(*o.attrs, keyStream.String(clean(stream, maxAttribute)), sequenceAttr(keyStreamSequence, sequence))
 	if duplicate {
-		o.attrs = append(o.attrs, keyDuplicate.Bool(true))
+		*o.attrs = append(*o.attrs, keyDuplicate.Bool(true))
 	}
 }
 
@@ -194,7 +193,9 @@ func (o *Publish) End(err error) {
 		o.p.pending.n.Add(-1)
 	}
 	if o.attrs != nil {
-		o.span.SetAttributes(o.attrs...)
+		o.span.SetAttributes(*o.attrs...)
+		giveAttrs(o.attrs)
+		o.attrs = nil
 	}
 	opts := o.p.duration
 	if err == nil {

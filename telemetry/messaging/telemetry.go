@@ -238,6 +238,21 @@ func (t *Telemetry) withServer(attrs []attribute.KeyValue) []attribute.KeyValue 
 	return attrs
 }
 
+// Attributes are collected in slices that are used again: spans copy them.
+var attrSlices = sync.Pool{New: func() any {
+	const most = 13
+	s := make([]attribute.KeyValue, 0, most)
+	return &s
+}}
+
+func takeAttrs() *[]attribute.KeyValue { return attrSlices.Get().(*[]attribute.KeyValue) } //nolint:forcetypeassert // see New
+
+func giveAttrs(s *[]attribute.KeyValue) {
+	clear(*s)
+	*s = (*s)[:0]
+	attrSlices.Put(s)
+}
+
 // inject returns a copy of h with ctx's trace context, or h itself if there is
 // nothing to add.
 func (t *Telemetry) inject(ctx context.Context, h nats.Header) nats.Header {
