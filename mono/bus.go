@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -71,11 +72,17 @@ type bus struct {
 	publish PublishFunc         // nil without middleware
 }
 
-// A publishCall carries one publish through the middleware.
+// A publishCall carries one publish through the middleware, which may call next
+// more than once, and from a goroutine of its own.
 type publishCall struct {
-	mode   publishMode
-	op     messaging.Publish
-	sent   bool // the innermost func succeeded
+	mode publishMode
+
+	mu     sync.Mutex
+	op     messaging.Publish // the one whose span the middleware sees
+	held   bool              // op is here, and not with a message that is being sent
+	failed error             // of the last attempt to send it
+	over   bool              // the caller has gone on
+	sent   bool
 	ack    *PubAck
 	future *PubAckFuture
 }
@@ -104,7 +111,8 @@ func newBus(mw []Middleware) *bus {
 
 func (b *bus) Publish(ctx context.Context, msg *Msg) error {
 	if b.publish != nil {
-		return b.through(ctx, msg, &publishCall{mode: publishCore})
+		_, _, err := b.through(ctx, msg, publishCore)
+		return err
 	}
 	r, err := b.check(ctx, msg)
 	if err != nil {
@@ -118,9 +126,8 @@ func (b *bus) Publish(ctx context.Context, msg *Msg) error {
 
 func (b *bus) PublishStream(ctx context.Context, msg *Msg) (*PubAck, error) {
 	if b.publish != nil {
-		call := &publishCall{mode: publishStream}
-		err := b.through(ctx, msg, call)
-		return call.ack, err
+		ack, _, err := b.through(ctx, msg, publishStream)
+		return ack, err
 	}
 	r, err := b.check(ctx, msg)
 	if err != nil {
@@ -134,16 +141,19 @@ func (b *bus) PublishStream(ctx context.Context, msg *Msg) (*PubAck, error) {
 
 func (b *bus) PublishStreamAsync(ctx context.Context, msg *Msg) (*PubAckFuture, error) {
 	if b.publish != nil {
-		call := &publishCall{mode: publishAsync}
-		err := b.through(ctx, msg, call)
-		return call.future, err
+		_, future, err := b.through(ctx, msg, publishAsync)
+		return future, err
 	}
 	r, err := b.check(ctx, msg)
 	if err != nil {
 		return nil, b.refused(ctx, msg, err)
 	}
 	ctx, op := r.publisher(msg.Subject).Start(ctx)
-	return r.async.publish(ctx, msg, op)
+	future, err := r.async.publish(ctx, msg, &op)
+	if err != nil {
+		op.End(err)
+	}
+	return future, err
 }
 
 // refused records a publish that was refused before it began.
@@ -156,24 +166,25 @@ func (b *bus) refused(ctx context.Context, msg *Msg, err error) error {
 }
 
 // through sends a copy of msg through the middleware, which may change it.
-func (b *bus) through(ctx context.Context, msg *Msg, call *publishCall) (err error) {
+func (b *bus) through(ctx context.Context, msg *Msg, mode publishMode) (ack *PubAck, future *PubAckFuture, err error) {
 	if msg == nil {
-		return errNilMsg
+		return nil, nil, errNilMsg
 	}
+	call := &publishCall{mode: mode}
 	if r := b.run.Load(); r != nil {
 		ctx, call.op = r.publisher(msg.Subject).Start(ctx)
+		call.held = true
 	}
-	defer func() { call.op.End(err) }()
+	defer func() { ack, future = call.finish(err) }()
+	err = errGoexit // if the middleware does that
 	defer recoverPanic(&err)
 	c := &Msg{Subject: msg.Subject, Data: msg.Data, Header: cloneHeader(msg.Header), ctx: msg.ctx}
-	if err := b.publish(context.WithValue(ctx, publishCallKey{}, call), c); err != nil {
-		return err
-	}
-	if !call.sent {
-		return fmt.Errorf("publish on %q: %w: a middleware returned nil and did not publish; it must call next or return an error",
+	err = b.publish(context.WithValue(ctx, publishCallKey{}, call), c)
+	if err == nil && !call.wasSent() {
+		err = fmt.Errorf("publish on %q: %w: a middleware returned nil and did not publish; it must call next or return an error",
 			msg.Subject, ErrInvalidConfig)
 	}
-	return nil
+	return nil, nil, err
 }
 
 func (b *bus) send(ctx context.Context, msg *Msg, call *publishCall) error {
@@ -181,18 +192,80 @@ func (b *bus) send(ctx context.Context, msg *Msg, call *publishCall) error {
 	if err != nil {
 		return err
 	}
+	op, ok := call.take()
+	if !ok { // the first one was sent, or is being sent
+		ctx, op = r.publisher(msg.Subject).Start(ctx)
+	}
+	var (
+		ack    *PubAck
+		future *PubAckFuture
+	)
 	switch call.mode {
 	case publishCore:
-		err = r.publishCore(ctx, msg, &call.op)
+		err = r.publishCore(ctx, msg, &op)
 	case publishStream:
-		call.ack, err = r.publishStream(ctx, msg, &call.op)
+		ack, err = r.publishStream(ctx, msg, &op)
 	case publishAsync:
-		op := call.op
-		call.op = messaging.Publish{} // it ends with the acknowledgement
-		call.future, err = r.async.publish(ctx, msg, op)
+		future, err = r.async.publish(ctx, msg, &op)
 	}
-	call.sent = err == nil
-	return err
+	if err != nil {
+		call.giveBack(op, err)
+		return err
+	}
+	call.succeed(ack, future)
+	if call.mode != publishAsync { // else it ends with the acknowledgement
+		op.End(nil)
+	}
+	return nil
+}
+
+func (c *publishCall) take() (op messaging.Publish, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	op, ok = c.op, c.held
+	c.held = false
+	return op, ok
+}
+
+// giveBack keeps op for another attempt, if there can be one.
+func (c *publishCall) giveBack(op messaging.Publish, err error) {
+	c.mu.Lock()
+	last := c.over || c.held
+	if !last {
+		c.op, c.held, c.failed = op, true, err
+	}
+	c.mu.Unlock()
+	if last {
+		op.End(err)
+	}
+}
+
+func (c *publishCall) succeed(ack *PubAck, future *PubAckFuture) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sent, c.ack, c.future = true, ack, future
+}
+
+func (c *publishCall) wasSent() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.sent
+}
+
+// finish ends what was not sent, and returns what came of the rest.
+func (c *publishCall) finish(err error) (*PubAck, *PubAckFuture) {
+	c.mu.Lock()
+	c.over = true
+	op, held, failed := c.op, c.held, c.failed
+	ack, future := c.ack, c.future
+	c.mu.Unlock()
+	if held {
+		if err == nil {
+			err = failed // another attempt was sent meanwhile
+		}
+		op.End(err)
+	}
+	return ack, future
 }
 
 var errNilMsg = fmt.Errorf("publish: %w: message is nil", ErrInvalidConfig)
@@ -226,7 +299,8 @@ func (r *run) publishCore(ctx context.Context, msg *Msg, op *messaging.Publish) 
 		return err
 	}
 	// The nats.Msg stays on the stack, as long as nothing else gets it.
-	nm := nats.Msg{Subject: msg.Subject, Data: msg.Data, Header: op.Inject(msg.Subject, msg.Header, len(msg.Data), true)}
+	nm := nats.Msg{Subject: msg.Subject, Data: msg.Data}
+	nm.Header, _ = op.Inject(msg.Subject, msg.Header, len(msg.Data), true)
 	if err := r.nc.PublishMsg(&nm); err != nil {
 		return r.publishError(msg.Subject, len(msg.Data), err)
 	}
@@ -234,8 +308,13 @@ func (r *run) publishCore(ctx context.Context, msg *Msg, op *messaging.Publish) 
 }
 
 func (r *run) publishStream(ctx context.Context, msg *Msg, op *messaging.Publish) (*PubAck, error) {
-	header := op.Inject(msg.Subject, msg.Header, len(msg.Data), false)
+	header, injected := op.Inject(msg.Subject, msg.Header, len(msg.Data), false)
 	ack, err := r.store(ctx, msg, header)
+	if injected && isTooLarge(err) { // perhaps by the trace context, which is not worth a message
+		op.Drop()
+		header = msg.Header
+		ack, err = r.store(ctx, msg, header)
+	}
 	if errors.Is(err, jetstream.ErrNoStreamResponse) && r.storesSubject(msg.Subject) && r.restore(time.Now()) == nil {
 		// The stream was there when we started. It is again.
 		ack, err = r.store(ctx, msg, header)
@@ -288,6 +367,13 @@ const (
 	codeSubjectsOverlap        = 10065
 	codeStreamStoreFailed      = 10077
 )
+
+// isTooLarge reports whether the stream takes no message of that size. The header
+// counts.
+func isTooLarge(err error) bool {
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	return ok && api.ErrorCode == codeMsgTooLarge
+}
 
 // refusal adds to the server's answer what it means for the user.
 func refusal(api *jetstream.APIError) error {

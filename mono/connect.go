@@ -41,7 +41,7 @@ func (r *run) connect(ctx context.Context, url string, opts []nats.Option) error
 		return err
 	}
 	r.nc = nc
-	r.tel.SetServer(nc.ConnectedAddr())
+	r.tel.SetServer(nc.ConnectedAddr(), nc)
 	ok := dialer.detach()
 	dialer.started.Store(true)
 	if !ok {
@@ -80,7 +80,7 @@ func (r *run) observe(o *nats.Options) {
 	}
 	reconnected := o.ReconnectedCB
 	o.ReconnectedCB = func(nc *nats.Conn) {
-		r.tel.SetServer(nc.ConnectedAddr())
+		r.tel.SetServer(nc.ConnectedAddr(), nc)
 		r.log.LogAttrs(r.base, slog.LevelWarn, "connection to NATS is back", slog.String("server", nc.ConnectedServerName()))
 		r.resume()
 		if reconnected != nil {

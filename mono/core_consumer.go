@@ -2,7 +2,6 @@ package mono
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -84,7 +83,7 @@ func (c *coreConsumer) receive(nm *nats.Msg) {
 	if c.rt.work.Err() != nil {
 		return
 	}
-	err := errGoexit
+	err, returned := errGoexit, false
 	m := &Msg{Subject: nm.Subject, Data: nm.Data, Header: nm.Header}
 	var d messaging.Delivery
 	c.busy.Lock()
@@ -94,12 +93,13 @@ func (c *coreConsumer) receive(nm *nats.Msg) {
 		if err != nil {
 			c.report(m.ctx, err)
 		}
-		if errors.Is(err, errGoexit) {
+		if !returned {
 			c.replace()
 		}
 	}()
 	m.ctx = c.tel.Start(c.work, &d, &messaging.Message{Subject: nm.Subject, Header: nm.Header, Size: len(nm.Data)}, time.Now())
 	err = c.call(m)
+	returned = true
 }
 
 // replace subscribes anew after a handler has ended the subscription's

@@ -67,6 +67,7 @@ type delivery struct {
 	meta     Metadata
 	tel      messaging.Delivery
 	touched  atomic.Int64 // when the server last heard of it, since epoch
+	lapsed   atomic.Bool  // its lease had ended once, before it was extended
 	state    atomic.Uint32
 	final    []byte // what was sent for stateSettled
 }
@@ -89,6 +90,7 @@ const (
 	stateSettling        // a settlement is being sent
 	stateReturned        // nakked: the server delivers it again
 	stateSettled         // acked or given up: the server does not
+	stateGone            // its stream is not there any more
 )
 
 // Context returns the context of this delivery. It carries the message's own
@@ -175,8 +177,20 @@ func (m *Msg) settle(s settlement) error {
 	}
 	if err := m.consumer.settle(m, s); err != nil {
 		m.state.Store(stateOpen)
+		if m.tel.Left() { // nobody else will say so
+			m.tel.Return(err)
+		}
 		return fmt.Errorf("settle message %d of stream %q: %w", m.meta.Sequence.Stream, m.meta.Stream, err)
 	}
 	m.state.CompareAndSwap(stateSettling, stateSettled)
 	return nil
+}
+
+// leave says that the handler has returned with err and did not see the message
+// settled. Somebody else may be about to.
+func (m *Msg) leave(err error) {
+	m.tel.Leave()
+	if m.state.Load() == stateOpen {
+		m.tel.Return(err)
+	}
 }

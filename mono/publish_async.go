@@ -25,11 +25,13 @@ type PubAckFuture struct {
 	err  error
 
 	// Guarded by asyncPublisher.mu, until it is taken.
-	msg     *nats.Msg // nil once done
-	sent    time.Time
-	retries int
-	token   uint64
-	op      messaging.Publish // ends with the publish
+	msg      *nats.Msg // nil once done
+	sent     time.Time
+	retries  int
+	token    uint64
+	injected bool              // msg has our trace context
+	header   Header            // without it
+	op       messaging.Publish // ends with the publish
 }
 
 // Done returns a channel that is closed when the outcome is known.
@@ -112,16 +114,17 @@ func (p *asyncPublisher) start() error {
 	return nil
 }
 
-// publish sends a message and returns its future. It ends op, at the latest when
-// the future is done.
-func (p *asyncPublisher) publish(ctx context.Context, msg *Msg, op messaging.Publish) (*PubAckFuture, error) {
+// publish sends a message and returns its future, which then has op; with an error
+// op stays the caller's, unless the future has ended it.
+func (p *asyncPublisher) publish(ctx context.Context, msg *Msg, op *messaging.Publish) (*PubAckFuture, error) {
 	if err := p.enter(ctx, msg.Subject); err != nil {
-		op.End(err)
 		return nil, err
 	}
-	nm := &nats.Msg{Subject: msg.Subject, Data: msg.Data, Header: op.Inject(msg.Subject, msg.Header, len(msg.Data), false)}
+	nm := &nats.Msg{Subject: msg.Subject, Data: msg.Data}
+	f := &PubAckFuture{done: make(chan struct{}), msg: nm, header: msg.Header, sent: time.Now()}
+	nm.Header, f.injected = op.Inject(msg.Subject, msg.Header, len(msg.Data), false)
 	op.Pending()
-	f := &PubAckFuture{done: make(chan struct{}), msg: nm, sent: time.Now(), op: op}
+	f.op, *op = *op, messaging.Publish{}
 	p.mu.Lock()
 	slot := p.free[len(p.free)-1]
 	p.free = p.free[:len(p.free)-1]
@@ -139,6 +142,8 @@ func (p *asyncPublisher) publish(ctx context.Context, msg *Msg, op messaging.Pub
 		taken := p.take(f)
 		p.mu.Unlock()
 		if taken {
+			f.op.Cancel()
+			*op, f.op = f.op, messaging.Publish{}
 			p.finish(f, nil, err)
 		}
 		return nil, err
@@ -182,6 +187,13 @@ func (p *asyncPublisher) receive(m *nats.Msg) {
 		f.retries++
 		p.mu.Unlock()
 		time.AfterFunc(asyncRetryWait, func() { p.resend(token) })
+		return
+	}
+	if f.injected && isTooLarge(err) { // perhaps by the trace context
+		f.injected, f.msg.Header = false, f.header
+		f.op.Drop()
+		p.mu.Unlock()
+		p.resend(token)
 		return
 	}
 	if err != nil {
@@ -258,12 +270,13 @@ func (p *asyncPublisher) take(f *PubAckFuture) bool {
 // finish makes the outcome known, of a future that was taken, and frees its
 // place. p.mu is not held: the user's span processors run here.
 func (p *asyncPublisher) finish(f *PubAckFuture, ack *PubAck, err error) {
-	if ack != nil {
-		f.op.Stored(ack.Stream(), ack.Sequence(), ack.Duplicate())
-	}
-	f.op.End(err)
-	f.ack, f.err, f.msg, f.op = ack, err, nil, messaging.Publish{}
+	op := f.op
+	f.ack, f.err, f.msg, f.header, f.op = ack, err, nil, nil, messaging.Publish{}
 	close(f.done)
+	if ack != nil {
+		op.Stored(ack.Stream(), ack.Sequence(), ack.Duplicate())
+	}
+	op.End(err)
 	p.mu.Lock()
 	p.free = append(p.free, int(f.token&(1<<asyncSlotBits-1)))
 	p.inUse--

@@ -163,7 +163,7 @@ func (p *puller) receive(nm *nats.Msg) {
 func (p *puller) supersedes(m, old *Msg) bool {
 	if !old.meta.Timestamp.Equal(m.meta.Timestamp) {
 		// Another message: the stream was made anew. An ack of old would reach m.
-		old.state.CompareAndSwap(stateOpen, stateReturned)
+		old.state.CompareAndSwap(stateOpen, stateGone)
 		return true
 	}
 	switch old.state.Load() {
@@ -385,7 +385,8 @@ func (p *puller) extendLeases(now time.Time, lease time.Duration) {
 	p.mu.Unlock()
 	for _, m := range due {
 		if err := p.c.inProgress(m); err != nil {
-			p.c.report(slog.LevelWarn, "lease not extended", m, err)
+			// Without the message's context, which its handler may just be given.
+			p.c.report(slog.LevelWarn, "lease not extended", nil, err, messageAttrs(m)...)
 			return
 		}
 	}
@@ -424,7 +425,7 @@ func (p *puller) forget() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, m := range p.held {
-		m.state.CompareAndSwap(stateOpen, stateReturned)
+		m.state.CompareAndSwap(stateOpen, stateGone)
 	}
 	clear(p.held)
 	p.echoes = nil

@@ -116,7 +116,7 @@ func (c *streamConsumer) send(m *Msg, kind messaging.Settlement, body []byte, ca
 		m.final = body
 	}
 	now := time.Now() // once for all: reading the clock is no small part of what is recorded
-	late := m.untouched(now) > c.server.AckWait
+	late := m.lapsed.Load() || m.untouched(now) > c.server.AckWait
 	op := c.tel.Settle(&m.tel, kind)
 	err := c.reply(m, body)
 	op.End(err, now, late, cause)
@@ -167,9 +167,16 @@ func oneLine(s string) string {
 }
 
 func (c *streamConsumer) inProgress(m *Msg) error {
-	m.touch(time.Now())
+	now := time.Now()
 	err := c.reply(m, wireProgress)
 	c.tel.Extended(err)
+	// While there is no connection it waits here, and so does the lease's end.
+	if err == nil && c.rt.nc.IsConnected() {
+		if m.untouched(now) > c.server.AckWait {
+			m.lapsed.Store(true)
+		}
+		m.touch(now)
+	}
 	return err
 }
 

@@ -337,20 +337,23 @@ func (c *streamConsumer) settleRest(batch []*Msg, err error) {
 	unsettled, open := 0, 0
 	for _, m := range batch {
 		switch state := m.state.Load(); {
-		case state == stateReturned:
-			m.tel.Abandon() // if it was not nakked, but its stream is gone
+		case state == stateGone:
+			m.tel.Abandon(err)
 			continue
 		case state != stateOpen:
+			m.leave(err)
 			continue
 		case err != nil:
-			c.finish(m, settlement{kind: settleError, err: err})
-			m.tel.Return(err) // if that was not sent
+			if c.finish(m, settlement{kind: settleError, err: err}) != nil {
+				m.leave(err)
+			}
 		case c.cfg.AutoAck:
-			c.finish(m, settlement{kind: settleAck})
-			m.tel.Abandon()
+			if ackErr := c.finish(m, settlement{kind: settleAck}); ackErr != nil {
+				m.leave(ackErr)
+			}
 		default:
 			unsettled++
-			m.tel.Return(nil)
+			m.leave(nil)
 		}
 		open++
 	}
@@ -365,10 +368,12 @@ func (c *streamConsumer) settleRest(batch []*Msg, err error) {
 
 // finish settles what the handler left. A failure here means that the
 // connection is gone; the message comes back after AckWait.
-func (c *streamConsumer) finish(m *Msg, s settlement) {
-	if err := m.settle(s); err != nil && !errors.Is(err, ErrAlreadySettled) {
+func (c *streamConsumer) finish(m *Msg, s settlement) error {
+	err := m.settle(s)
+	if err != nil && !errors.Is(err, ErrAlreadySettled) {
 		c.report(slog.LevelWarn, "settlement not sent, the message comes back after AckWait", m, err)
 	}
+	return err
 }
 
 func callHandler(ctx context.Context, h HandleFunc, msgs []*Msg) (err error) {
@@ -410,11 +415,14 @@ func (c *streamConsumer) report(level slog.Level, text string, m *Msg, err error
 	ctx := c.rt.base
 	if m != nil {
 		ctx = m.Context() // with its span, so that the line can be found from the trace
-		attrs = append(attrs,
-			slog.Uint64("stream_sequence", m.meta.Sequence.Stream), slog.Uint64("attempt", m.meta.NumDelivered))
+		attrs = append(attrs, messageAttrs(m)...)
 	}
 	c.rt.log.LogAttrs(ctx, level, text, //nolint:sloglint // constants, a call away
 		append(attrs, errorAttrs(err, left)...)...)
+}
+
+func messageAttrs(m *Msg) []slog.Attr {
+	return []slog.Attr{slog.Uint64("stream_sequence", m.meta.Sequence.Stream), slog.Uint64("attempt", m.meta.NumDelivered)}
 }
 
 func consumerAttrs(i Consumer) []slog.Attr {

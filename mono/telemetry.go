@@ -2,6 +2,7 @@ package mono
 
 import (
 	"context"
+	"errors"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -96,10 +97,14 @@ func (r *run) startPolls() {
 	r.stopPolls = cancel
 	r.polls.Go(func() {
 		r.pollConsumers(ctx)
-		for _, c := range r.streams {
-			c.tel.SetState(nil) // who asks no more has nothing to say
-		}
+		r.forgetPolls()
 	})
+}
+
+func (r *run) forgetPolls() {
+	for _, c := range r.streams {
+		c.tel.SetState(nil)
+	}
 }
 
 // pollConsumers asks the server about each durable consumer while somebody
@@ -121,6 +126,7 @@ func (r *run) pollConsumers(ctx context.Context) {
 			tick.Reset(pollInterval)
 		case <-tick.C:
 			if time.Since(wanted) > pollPatience {
+				r.forgetPolls() // who asks no more has nothing to say
 				continue
 			}
 		}
@@ -145,11 +151,10 @@ func (c *streamConsumer) poll(ctx context.Context) {
 		Pending: info.NumPending, AckPending: info.NumAckPending, Limit: info.Config.MaxAckPending, Waiting: info.NumWaiting,
 	}
 	if s.Pending > 0 || s.AckPending > 0 {
-		oldest, err := c.oldest(ctx, info.AckFloor.Stream+1)
-		if err != nil {
-			return
-		}
-		s.Oldest = oldest
+		s.Oldest, err = c.oldest(ctx, info.AckFloor.Stream+1)
+		// It may have been acked and be gone meanwhile, which is no reason not to
+		// know the rest.
+		s.NoOldest = err != nil && !errors.Is(err, jetstream.ErrMsgNotFound)
 	}
 	c.tel.SetState(s)
 }

@@ -30,12 +30,13 @@ import (
 
 // Telemetry is a program's set-up. Its methods are safe for concurrent use.
 type Telemetry struct {
-	tracers    *sdktrace.TracerProvider
-	queue      *spanQueue // nil unless spans are exported
+	tracers    *sdktrace.TracerProvider // nil unless spans are exported
+	queue      *spanQueue               // nil as well, then
 	meters     *sdkmetric.MeterProvider
 	logs       *sdklog.LoggerProvider // nil unless log records are exported
 	propagator propagation.TextMapPropagator
 	registry   *prometheus.Registry
+	problems   *problems
 
 	once     sync.Once
 	shutdown chan struct{} // closed when everything is shut down
@@ -55,10 +56,13 @@ type Telemetry struct {
 // where OTEL_METRICS_EXPORTER is otlp or console. Log records are exported where
 // OTEL_LOGS_EXPORTER is set. OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES and
 // OTEL_PROPAGATORS as everywhere. OTEL_SDK_DISABLED=true records nothing but the
-// metrics that are scraped.
+// metrics that are scraped. Where no spans are exported, trace context passes
+// through as it came.
 //
-// The error names every option and variable that cannot work; nothing is left
-// running then. ctx bounds the set-up.
+// The error names every option and variable that cannot work, also where
+// OpenTelemetry's specification would have it ignored with a warning: a program
+// that records nothing because of a typing error is found at night. Nothing is
+// left running then. ctx bounds the set-up.
 func Setup(ctx context.Context, opts ...Option) (*Telemetry, error) {
 	cfg := defaultConfig()
 	for _, o := range opts {
@@ -69,32 +73,100 @@ func Setup(ctx context.Context, opts ...Option) (*Telemetry, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("set up telemetry: %w", err)
 	}
-	t := &Telemetry{registry: cfg.registry, propagator: autoprop.NewTextMapPropagator(), shutdown: make(chan struct{})}
+	t := &Telemetry{
+		registry: cfg.registry, propagator: cfg.propagator, problems: &problems{log: cfg.logger}, shutdown: make(chan struct{}),
+	}
 	if err := t.start(ctx, &cfg); err != nil {
 		return nil, errors.Join(fmt.Errorf("set up telemetry: %w", err), t.Shutdown(ctx))
 	}
 	if cfg.globals {
-		otel.SetTracerProvider(t.tracers)
+		otel.SetTracerProvider(t.TracerProvider())
 		otel.SetMeterProvider(t.meters)
 		otel.SetTextMapPropagator(t.propagator)
-		otel.SetErrorHandler(&errorHandler{log: cfg.logger})
+		otel.SetErrorHandler(&problems{log: cfg.logger})
 	}
 	return t, nil
 }
 
 func (t *Telemetry) start(ctx context.Context, cfg *config) error {
-	res, err := newResource(ctx, cfg)
+	ex, err := newExporters(ctx, cfg)
 	if err != nil {
 		return err
 	}
+	res, err := t.newResource(ctx, cfg)
+	if err != nil {
+		return errors.Join(err, ex.shutdown(ctx))
+	}
 	// Metrics come first: what happens to spans is counted.
-	if err := t.startMetrics(ctx, cfg, res); err != nil {
-		return err
+	if err := t.startMetrics(cfg, res, ex.metrics); err != nil {
+		return errors.Join(err, ex.shutdown(ctx))
 	}
-	if err := t.startTraces(ctx, cfg, res); err != nil {
-		return err
+	t.startLogs(res, ex.logs)
+	return t.startTraces(cfg, res, ex.spans)
+}
+
+// exporters are what the environment and the options ask for; those that they do
+// not are nil.
+type exporters struct {
+	spans   sdktrace.SpanExporter
+	metrics sdkmetric.Reader // in addition to being scraped
+	logs    sdklog.Exporter
+}
+
+func newExporters(ctx context.Context, cfg *config) (ex exporters, err error) {
+	if disabled() {
+		return ex, nil
 	}
-	return t.startLogs(ctx, res)
+	const otlp = ", OTEL_EXPORTER_OTLP_PROTOCOL"
+	var errs [3]error
+	if cfg.exporter != nil {
+		ex.spans = *cfg.exporter
+	} else if ex.spans, errs[0] = autoexport.NewSpanExporter(ctx); errs[0] != nil {
+		errs[0] = fmt.Errorf("OTEL_TRACES_EXPORTER%s: %w", otlp, errs[0])
+	} else if autoexport.IsNoneSpanExporter(ex.spans) {
+		ex.spans = nil
+	}
+	// Not the environment's Prometheus exporter: it opens a port of its own.
+	if v := os.Getenv("OTEL_METRICS_EXPORTER"); v != "" && v != "none" && v != "prometheus" {
+		if ex.metrics, errs[1] = autoexport.NewMetricReader(ctx); errs[1] != nil {
+			errs[1] = fmt.Errorf("OTEL_METRICS_EXPORTER%s: %w", otlp, errs[1])
+		}
+	}
+	if v := os.Getenv("OTEL_LOGS_EXPORTER"); v != "" && v != "none" {
+		if ex.logs, errs[2] = autoexport.NewLogExporter(ctx); errs[2] != nil {
+			errs[2] = fmt.Errorf("OTEL_LOGS_EXPORTER%s: %w", otlp, errs[2])
+		}
+	}
+	for i, ok := range []bool{errs[0] == nil, errs[1] == nil, errs[2] == nil} {
+		if !ok { // what is half made is nothing
+			switch i {
+			case 0:
+				ex.spans = nil
+			case 1:
+				ex.metrics = nil
+			default:
+				ex.logs = nil
+			}
+		}
+	}
+	if err := errors.Join(errs[:]...); err != nil {
+		return exporters{}, errors.Join(err, ex.shutdown(ctx))
+	}
+	return ex, nil
+}
+
+func (ex exporters) shutdown(ctx context.Context) error {
+	var errs []error
+	if ex.spans != nil {
+		errs = append(errs, contained("traces", func() error { return ex.spans.Shutdown(ctx) }))
+	}
+	if ex.metrics != nil {
+		errs = append(errs, contained("metrics", func() error { return ex.metrics.Shutdown(ctx) }))
+	}
+	if ex.logs != nil {
+		errs = append(errs, contained("logs", func() error { return ex.logs.Shutdown(ctx) }))
+	}
+	return errors.Join(errs...)
 }
 
 // newResource describes the program. The command line is left out: it may hold

@@ -33,6 +33,10 @@ func (a *attempts) remember(k attemptKey, span trace.SpanContext) {
 	if !span.IsValid() {
 		return
 	}
+	// Without the tracestate, which may come from the wire and be large.
+	span = trace.NewSpanContext(trace.SpanContextConfig{
+		TraceID: span.TraceID(), SpanID: span.SpanID(), TraceFlags: span.TraceFlags(),
+	})
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.spans == nil {

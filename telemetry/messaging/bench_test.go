@@ -69,7 +69,7 @@ func newBenchMessage(t *Telemetry) *benchMessage {
 
 func (b *benchMessage) publish(ctx context.Context) {
 	_, o := b.p.Start(ctx)
-	b.h = o.Inject(b.m.Subject, nil, b.m.Size, false)
+	b.h, _ = o.Inject(b.m.Subject, nil, b.m.Size, false)
 	o.Stored("orders", b.m.StreamSequence, false)
 	o.End(nil)
 }

@@ -186,7 +186,7 @@ func TestInject_sharedHeader(t *testing.T) {
 		all.Go(func() {
 			for range 50 {
 				_, o := p.Start(t.Context())
-				h := o.Inject("a", shared, 1, false)
+				h, _ := o.Inject("a", shared, 1, false)
 				if len(h["traceparent"]) != 1 || len(h["Traceparent"]) > 0 || h["k"][0] != "v" {
 					t.Errorf("sent: %v", h)
 				}

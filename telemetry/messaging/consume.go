@@ -169,6 +169,7 @@ type Delivery struct {
 	attempt  uint64
 	sequence uint64
 	ended    atomic.Bool
+	left     atomic.Bool // the handler has returned
 }
 
 // Start begins the processing of a message, in a trace of its own or in that of
@@ -186,7 +187,7 @@ func (c *Consumer) Start(ctx context.Context, d *Delivery, m *Message, now time.
 	defer c.queued(d, m) // with the span, which exemplars lead to
 	defer contain()
 	parent, sc, state := c.t.extract(ctx, m.Header)
-	fresh := m.Attempt <= 1 && (m.Stored.IsZero() || now.Sub(m.Stored) < c.t.freshFor)
+	fresh := m.Attempt <= 1 && (m.Stored.IsZero() || c.t.freshFor > 0 && now.Sub(m.Stored) < c.t.freshFor)
 	if state == stateContinued && !fresh {
 		state = stateLinked
 	}
@@ -271,10 +272,10 @@ func (c *Consumer) describe(d *Delivery, m *Message) {
 const unsettled = -1
 
 // end closes the processing once, whoever comes first: the settlement or the
-// handler's return.
-func (d *Delivery) end(settlement int, err error, now time.Time) {
+// handler's return. It reports whether it did.
+func (d *Delivery) end(settlement int, err error, now time.Time) (first bool) {
 	if d.c == nil || !d.ended.CompareAndSwap(false, true) {
-		return
+		return false
 	}
 	c := d.c
 	c.active.n.Add(-1)
@@ -294,13 +295,13 @@ func (d *Delivery) end(settlement int, err error, now time.Time) {
 			*d.attrs = append(*d.attrs, keySettlement.String("unsettled"))
 		}
 		d.span.SetAttributes(*d.attrs...)
-		giveAttrs(d.attrs)
+		c.t.giveAttrs(d.attrs)
 		d.attrs = nil
 	}
-	if now.IsZero() {
-		return
+	if !now.IsZero() {
+		c.t.instruments.processDuration.Record(d.ctx, now.Sub(d.begin).Seconds(), *opts...)
 	}
-	c.t.instruments.processDuration.Record(d.ctx, now.Sub(d.begin).Seconds(), *opts...)
+	return true
 }
 
 // failure returns what is recorded of a processing that failed.
@@ -314,34 +315,36 @@ func (c *Consumer) failure(err error) (string, *[]metric.RecordOption) {
 // Return says that the handler has returned and left the message as it was. With
 // a nil err, of a durable consumer, that is counted as unsettled.
 func (d *Delivery) Return(err error) {
-	if d.c == nil || d.ended.Load() {
-		return
-	}
-	if d.attempt == 0 {
-		d.end(unsettled, err, d.c.t.instruments.now(d.ctx))
-		return
-	}
-	if err == nil {
+	if d.abandon(err) && err == nil && d.attempt > 0 {
 		d.c.unsettled.n.Add(1)
 	}
-	d.remember()
-	d.end(unsettled, err, d.c.t.instruments.now(d.ctx))
 }
+
+// Abandon says that the message is not to be settled here any more: its stream is
+// gone.
+func (d *Delivery) Abandon(err error) { d.abandon(err) }
+
+func (d *Delivery) abandon(err error) bool {
+	if d.c == nil || d.ended.Load() {
+		return false
+	}
+	if d.attempt > 0 {
+		d.remember()
+	}
+	return d.end(unsettled, err, now(d.ctx, d.c.t.instruments.processDuration))
+}
+
+// Leave says that the handler has returned while a settlement is under way. If
+// that comes to nothing, call Return.
+func (d *Delivery) Leave() { d.left.Store(true) }
+
+// Left reports whether Leave was called.
+func (d *Delivery) Left() bool { return d.left.Load() }
 
 // remember keeps the span for the next attempt to link to.
 func (d *Delivery) remember() {
 	defer contain()
 	d.c.t.attempts.remember(attemptKey{d.c, d.sequence}, d.span.SpanContext())
-}
-
-// Abandon says that the message is not to be settled here any more: its stream is
-// gone, or the connection.
-func (d *Delivery) Abandon() {
-	if d.c == nil || d.ended.Load() {
-		return
-	}
-	d.remember()
-	d.end(unsettled, nil, d.c.t.instruments.now(d.ctx))
 }
 
 // Extended counts an in-progress, sent or not because of err.

@@ -13,6 +13,7 @@ type ConsumerState struct {
 	Limit      int       // of AckPending; 0 or less: none
 	Waiting    int       // pull requests
 	Oldest     time.Time // when the oldest message that is not acked was stored; zero: there is none
+	NoOldest   bool      // Oldest is not known
 }
 
 // SetState keeps what is reported of the consumer until the next call. Nil
@@ -31,6 +32,9 @@ func (c *Consumer) observeState(o metric.Observer) {
 		o.ObserveInt64(i.ackPendingLimit, int64(s.Limit), c.stateAttrs...)
 	}
 	o.ObserveInt64(i.waiting, int64(s.Waiting), c.stateAttrs...)
+	if s.NoOldest {
+		return
+	}
 	age := 0.0
 	if !s.Oldest.IsZero() {
 		age = max(time.Since(s.Oldest).Seconds(), 0)

@@ -90,15 +90,16 @@ func (i *instruments) make(m metric.Meter, observe metric.Callback) error {
 		return err
 	}
 	// It stays registered when the App stops: what was counted last is collected
-	// after that, and an App that starts again goes on counting.
+	// after that, and an App that starts again goes on counting. So a program that
+	// makes many Apps with one MeterProvider keeps the counts of them all.
 	_, err = m.RegisterCallback(observe, all...)
 	return err
 }
 
 // now is the time, or zero if nobody wants to know how long things take.
-func (i *instruments) now(ctx context.Context) (now time.Time) {
+func now(ctx context.Context, i metric.Float64Histogram) (now time.Time) {
 	defer contain()
-	if i.processDuration.Enabled(ctx) {
+	if i.Enabled(ctx) {
 		now = time.Now()
 	}
 	return now

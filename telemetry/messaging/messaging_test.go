@@ -27,11 +27,11 @@ func TestPublish_withoutProviderMakesNoHeader(t *testing.T) {
 	t.Parallel()
 	p := newTelemetry(t, Config{}).Publisher("a")
 	_, o := p.Start(t.Context())
-	if h := o.Inject("a", nil, 0, true); h != nil {
+	if h, _ := o.Inject("a", nil, 0, true); h != nil {
 		t.Errorf("a header is made: %v", h)
 	}
 	own := nats.Header{"k": {"v"}}
-	if h := o.Inject("a", own, 0, true); len(h) != 1 {
+	if h, _ := o.Inject("a", own, 0, true); len(h) != 1 {
 		t.Errorf("the header is %v", h)
 	}
 	o.End(nil)
@@ -39,7 +39,7 @@ func TestPublish_withoutProviderMakesNoHeader(t *testing.T) {
 	// A trace that comes by is handed on.
 	ctx := trace.ContextWithRemoteSpanContext(t.Context(), parentContext(t))
 	_, o = p.Start(ctx)
-	if h := o.Inject("a", own, 0, false); h.Get("traceparent") != testParent {
+	if h, _ := o.Inject("a", own, 0, false); h.Get("traceparent") != testParent {
 		t.Errorf("the header is %v", h)
 	}
 	o.End(nil)
@@ -69,8 +69,9 @@ func TestSettings_OmitUnsampledCore(t *testing.T) {
 		_, tp := recorded(t, sdktrace.WithSampler(sampler))
 		p := newTelemetry(t, Config{TracerProvider: tp, Settings: Settings{OmitUnsampledCore: tt.omit}}).Publisher("a")
 		_, o := p.Start(t.Context())
-		if got := len(o.Inject("a", nil, 0, tt.core)) > 0; got != tt.want {
-			t.Errorf("%+v: a header is made: %v", tt, got)
+		h, injected := o.Inject("a", nil, 0, tt.core)
+		if got := len(h) > 0; got != tt.want || injected != tt.want {
+			t.Errorf("%+v: a header is made: %v, %v", tt, got, injected)
 		}
 		o.End(nil)
 	}
@@ -103,7 +104,7 @@ func TestSettings_Baggage(t *testing.T) {
 			tel := newTelemetry(t, Config{TracerProvider: sampledTracers(t), Propagator: tt.propagator, Settings: Settings{Baggage: tt.allow}})
 			ctx := baggage.ContextWithBaggage(t.Context(), bag(tt.give))
 			_, o := tel.Publisher("a").Start(ctx)
-			h := o.Inject("a", nil, 0, false)
+			h, _ := o.Inject("a", nil, 0, false)
 			o.End(nil)
 			if got := Carrier(h).Get("baggage"); got != tt.want {
 				t.Errorf("sent: %.100q, want %q", got, tt.want)
@@ -323,7 +324,7 @@ func TestDelivery_endsOnce(t *testing.T) {
 		c.Start(t.Context(), &d, &Message{Attempt: 1, StreamSequence: uint64(i), Stored: time.Now()}, time.Now())
 		var all sync.WaitGroup
 		all.Go(func() { d.Return(nil) })
-		all.Go(func() { d.Abandon() })
+		all.Go(func() { d.Abandon(nil) })
 		all.Go(func() {
 			s := c.Settle(&d, Ack)
 			s.End(nil, time.Now(), false, nil)

@@ -21,11 +21,11 @@ type Publisher struct {
 	spanStart []trace.SpanStartOption
 	base      []attribute.KeyValue
 
-	duration  *[]metric.RecordOption
-	sent      count
-	failed    perError[publishFailure]
-	pending   count
-	malformed count
+	duration           *[]metric.RecordOption
+	sent               count
+	failed             perError[publishFailure]
+	pending            count
+	malformed, dropped count // trace contexts
 }
 
 // publishFailure is what is recorded of one type of error.
@@ -56,6 +56,7 @@ func (t *Telemetry) Publisher(template string) *Publisher {
 	p.sent.init(p.counted()...)
 	p.pending.init(keyTemplate.String(template))
 	p.malformed.init(keyTemplate.String(template), keyMetricState.String(contextStateNames[stateMalformed]))
+	p.dropped.init(keyTemplate.String(template), keyMetricState.String(contextStateNames[stateDropped]))
 	t.publishers[template] = p
 	return p
 }
@@ -80,6 +81,7 @@ func (p *Publisher) observe(o metric.Observer) {
 		}
 	}
 	p.malformed.observe(o, i.traceContext, false)
+	p.dropped.observe(o, i.traceContext, false)
 	p.pending.observe(o, i.publishPending, p.sent.n.Load() != 0)
 }
 
@@ -96,7 +98,7 @@ type Publish struct {
 
 // Start begins a publish. The returned context carries its span.
 func (p *Publisher) Start(ctx context.Context) (out context.Context, o Publish) {
-	o = Publish{p: p, span: noSpan, ctx: ctx, begin: p.t.instruments.now(ctx)}
+	o = Publish{p: p, span: noSpan, ctx: ctx, begin: now(ctx, p.t.instruments.operationDuration)}
 	out = ctx
 	defer contain()
 	tracer := p.t.tracers.get()
@@ -110,13 +112,14 @@ func (p *Publisher) Start(ctx context.Context) (out context.Context, o Publish) 
 	return out, o
 }
 
-// Inject returns the header to send: h, or a copy of it with the trace context.
-// What the caller set himself is kept, and linked to. core says that the message
-// is not stored.
-func (o *Publish) Inject(subject string, h nats.Header, size int, core bool) (out nats.Header) {
+// Inject returns the header to send: h, or a copy of it with the trace context,
+// and whether it is that. What the caller set himself is kept, and linked to. A
+// message that the server would not take with a larger header, or with any, goes
+// without. core says that the message is not stored.
+func (o *Publish) Inject(subject string, h nats.Header, size int, core bool) (out nats.Header, injected bool) {
 	out = h
 	if o.p == nil {
-		return out
+		return out, false
 	}
 	defer contain()
 	t := o.p.t
@@ -127,18 +130,30 @@ func (o *Publish) Inject(subject string, h nats.Header, size int, core bool) (ou
 		_, sc, state := t.extract(Bare(o.ctx), h)
 		if state == stateContinued {
 			o.span.AddLink(trace.Link{SpanContext: sc})
-			return out
+			return out, false
 		}
 		o.p.malformed.n.Add(1)
 	}
 	sc := trace.SpanContextFromContext(o.ctx) // the caller's, where spans go nowhere
 	switch {
 	case !sc.IsValid() && (len(t.settings.Baggage) == 0 || baggage.FromContext(o.ctx).Len() == 0):
-		return out
+		return out, false
 	case core && t.settings.OmitUnsampledCore && !sc.IsSampled():
-		return out
+		return out, false
 	}
-	return t.inject(o.ctx, h)
+	if with := t.inject(o.ctx, h); t.takes(with, size) {
+		return with, true
+	}
+	o.Drop()
+	return out, false
+}
+
+// Drop counts a trace context that is not sent, since the message would be
+// refused with it.
+func (o *Publish) Drop() {
+	if o.p != nil {
+		o.p.dropped.n.Add(1)
+	}
 }
 
 // msgIDHeader is the header by which the server finds duplicates.
@@ -146,8 +161,10 @@ const msgIDHeader = nats.MsgIdHdr
 
 // describe collects what samplers do not need.
 func (o *Publish) describe(subject string, h nats.Header, size int) {
-	o.attrs = takeAttrs()
-	attrs := append(*o.attrs, keySystem.String(systemNATS), keyDestination.String(clean(subject, maxAttribute)))
+	if o.attrs == nil { // else it is sent again
+		o.attrs = takeAttrs()
+	}
+	attrs := append((*o.attrs)[:0], keySystem.String(systemNATS), keyDestination.String(clean(subject, maxAttribute)))
 	if id := h.Get(msgIDHeader); id != "" {
 		attrs = append(attrs, keyMessageID.String(clean(id, maxAttribute)))
 	}
@@ -166,11 +183,20 @@ func (o *Publish) Pending() {
 	}
 }
 
+// Cancel takes Pending back: the publish was not sent.
+func (o *Publish) Cancel() {
+	if o.async {
+		o.async = false
+		o.p.pending.n.Add(-1)
+	}
+}
+
 // Stored adds what the server acknowledged.
 func (o *Publish) Stored(stream string, sequence uint64, duplicate bool) {
 	if o.attrs == nil {
 		return
 	}
+	defer contain()
 	*o.attrs = append(*o.attrs, keyStream.String(clean(stream, maxAttribute)), sequenceAttr(keyStreamSequence, sequence))
 	if duplicate {
 		*o.attrs = append(*o.attrs, keyDuplicate.Bool(true))
@@ -189,12 +215,10 @@ func (o *Publish) End(err error) {
 	defer end(o.span)
 	defer contain()
 	i := &o.p.t.instruments
-	if o.async {
-		o.p.pending.n.Add(-1)
-	}
+	o.Cancel()
 	if o.attrs != nil {
 		o.span.SetAttributes(*o.attrs...)
-		giveAttrs(o.attrs)
+		o.p.t.giveAttrs(o.attrs)
 		o.attrs = nil
 	}
 	opts := o.p.duration

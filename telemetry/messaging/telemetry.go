@@ -41,7 +41,7 @@ type Settings struct {
 	// FreshFor is how old a message may be, since it was stored, for its first
 	// delivery to go on in the trace of its publish. An older one begins a trace
 	// of its own, with a link: a trace that lasts for hours is of no use. 0 means
-	// 5 min; a negative value continues none.
+	// 5 min; a negative value continues none. Core messages are always fresh.
 	FreshFor time.Duration
 
 	// SettleSpans is which settlements get a span; by default all. They cost
@@ -86,7 +86,7 @@ func (s Settings) Validate() error {
 type Config struct {
 	TracerProvider trace.TracerProvider          // nil: OpenTelemetry's global one
 	MeterProvider  metric.MeterProvider          // nil: OpenTelemetry's global one
-	Propagator     propagation.TextMapPropagator // nil: the W3C's trace context
+	Propagator     propagation.TextMapPropagator // nil: OpenTelemetry's global one; while that is not set, the W3C's trace context
 	Settings       Settings
 	Version        string     // of the instrumentation
 	Sentinels      []Sentinel // error types of errors to be found with errors.Is
@@ -96,13 +96,14 @@ type Config struct {
 type Telemetry struct {
 	tracers     tracers
 	propagator  propagation.TextMapPropagator
-	fields      []string // the header keys of the propagator
+	fields      []string // the header keys of the propagator that say that there is a trace
+	written     []string // and all that it may write
 	settings    Settings
 	freshFor    time.Duration
 	instruments instruments
 	errors      *errorTypes
 	attempts    attempts
-	server      atomic.Pointer[[]attribute.KeyValue]
+	server      atomic.Pointer[server]
 	collected   chan struct{}
 
 	mu         sync.RWMutex
@@ -131,9 +132,13 @@ func New(cfg Config) (t *Telemetry, err error) {
 		t.freshFor = defaultFreshFor
 	}
 	if t.propagator == nil {
-		t.propagator = propagation.TraceContext{}
+		t.propagator = otel.GetTextMapPropagator()
+		if len(t.propagator.Fields()) == 0 { // nobody has set it
+			t.propagator = propagation.TraceContext{}
+		}
 	}
-	t.fields = slices.DeleteFunc(slices.Clone(t.propagator.Fields()), func(f string) bool { return f == tracestate || f == baggageKey })
+	t.written = slices.DeleteFunc(slices.Clone(t.propagator.Fields()), func(f string) bool { return f == baggageKey })
+	t.fields = slices.DeleteFunc(slices.Clone(t.written), func(f string) bool { return f == tracestate })
 	t.tracers.init(cfg.TracerProvider, cfg.Version)
 	mp := cfg.MeterProvider
 	if mp == nil {
@@ -148,16 +153,28 @@ func New(cfg Config) (t *Telemetry, err error) {
 // tracers finds the tracer, or that there is none.
 type tracers struct {
 	version     string
-	fixed       trace.Tracer                 // nil: there is none, or not yet
-	placeholder trace.TracerProvider         // the global provider, while nobody has set one
-	late        atomic.Pointer[trace.Tracer] // of the global provider that was set after New
+	fixed       *tracer                // nil: there is none, or not yet
+	placeholder trace.TracerProvider   // the global provider, while nobody has set one
+	late        atomic.Pointer[tracer] // of the global provider that was set after New
+}
+
+type tracer struct {
+	trace.Tracer
+
+	copies bool // its spans copy the attributes they are given, as those of the SDK do
+}
+
+// isOf reports whether v's type is of an OpenTelemetry package.
+func isOf(v any, pkg string) bool {
+	t := reflect.TypeOf(v)
+	return t != nil && t.Kind() == reflect.Pointer && t.Elem().PkgPath() == pkg
 }
 
 func (ts *tracers) init(tp trace.TracerProvider, version string) {
 	ts.version = version
 	if tp == nil {
 		tp = otel.GetTracerProvider()
-		if typ := reflect.TypeOf(tp); typ.Kind() == reflect.Pointer && typ.Elem().PkgPath() == "go.opentelemetry.io/otel/internal/global" {
+		if isOf(tp, "go.opentelemetry.io/otel/internal/global") {
 			// It hands on what it gets once a provider is set, at twice the cost of
 			// doing nothing.
 			ts.placeholder = tp
@@ -169,25 +186,26 @@ func (ts *tracers) init(tp trace.TracerProvider, version string) {
 	}
 }
 
-func (ts *tracers) of(tp trace.TracerProvider) trace.Tracer {
-	return tp.Tracer(ScopeName, trace.WithInstrumentationVersion(ts.version))
+func (ts *tracers) of(tp trace.TracerProvider) *tracer {
+	t := tp.Tracer(ScopeName, trace.WithInstrumentationVersion(ts.version))
+	return &tracer{Tracer: t, copies: isOf(t, "go.opentelemetry.io/otel/sdk/trace")}
 }
 
 // get returns the tracer, or nil if spans go nowhere.
-func (ts *tracers) get() trace.Tracer {
+func (ts *tracers) get() *tracer {
 	if ts.placeholder == nil {
 		return ts.fixed
 	}
 	if late := ts.late.Load(); late != nil {
-		return *late
+		return late
 	}
 	tp := otel.GetTracerProvider()
 	if tp == ts.placeholder {
 		return nil
 	}
-	tracer := ts.of(tp)
-	ts.late.Store(&tracer)
-	return tracer
+	late := ts.of(tp)
+	ts.late.Store(late)
+	return late
 }
 
 // contain is deferred around every call of a provider, a propagator and what
@@ -214,17 +232,48 @@ func Bare(ctx context.Context) context.Context {
 	return ctx
 }
 
-// SetServer says which server the connection leads to, as host:port. What is no
-// such address, as of an in-process connection, counts as none.
-func (t *Telemetry) SetServer(address string) {
-	var attrs []attribute.KeyValue
+// Limits are what the server that a connection leads to takes. A *nats.Conn has
+// them.
+type Limits interface {
+	MaxPayload() int64 // of header and body together, in bytes
+	HeadersSupported() bool
+}
+
+// A server is what is known of where the connection leads to.
+type server struct {
+	attrs  []attribute.KeyValue
+	limits Limits
+}
+
+// SetServer says which server the connection leads to, as host:port, and what it
+// takes. What is no such address, as of an in-process connection, counts as none.
+// Without limits everything is taken.
+func (t *Telemetry) SetServer(address string, limits Limits) {
+	s := &server{limits: limits}
 	if host, port, err := net.SplitHostPort(address); err == nil {
-		attrs = append(attrs, keyServerAddress.String(clean(host, maxAttribute)))
+		s.attrs = append(s.attrs, keyServerAddress.String(clean(host, maxAttribute)))
 		if n, err := strconv.Atoi(port); err == nil {
-			attrs = append(attrs, keyServerPort.Int(n))
+			s.attrs = append(s.attrs, keyServerPort.Int(n))
 		}
 	}
-	t.server.Store(&attrs)
+	t.server.Store(s)
+}
+
+// takes reports whether the server takes a message with this header.
+func (t *Telemetry) takes(h nats.Header, size int) bool {
+	s := t.server.Load()
+	if s == nil || s.limits == nil {
+		return true
+	}
+	if !s.limits.HeadersSupported() {
+		return false
+	}
+	for k, vs := range h { // as nats.go writes it
+		for _, v := range vs {
+			size += len(k) + len(": ") + len(v) + len("\r\n")
+		}
+	}
+	return int64(size+len("NATS/1.0\r\n\r\n")) <= s.limits.MaxPayload()
 }
 
 // maxAttribute bounds attribute values from the wire, in bytes.
@@ -232,13 +281,13 @@ const maxAttribute = 1024
 
 // withServer adds the server's attributes.
 func (t *Telemetry) withServer(attrs []attribute.KeyValue) []attribute.KeyValue {
-	if server := t.server.Load(); server != nil {
-		attrs = append(attrs, *server...)
+	if s := t.server.Load(); s != nil {
+		attrs = append(attrs, s.attrs...)
 	}
 	return attrs
 }
 
-// Attributes are collected in slices that are used again: spans copy them.
+// Attributes are collected in slices that are used again where spans copy them.
 var attrSlices = sync.Pool{New: func() any {
 	const most = 13
 	s := make([]attribute.KeyValue, 0, most)
@@ -247,7 +296,10 @@ var attrSlices = sync.Pool{New: func() any {
 
 func takeAttrs() *[]attribute.KeyValue { return attrSlices.Get().(*[]attribute.KeyValue) } //nolint:forcetypeassert // see New
 
-func giveAttrs(s *[]attribute.KeyValue) {
+func (t *Telemetry) giveAttrs(s *[]attribute.KeyValue) {
+	if tracer := t.tracers.get(); tracer == nil || !tracer.copies {
+		return
+	}
 	clear(*s)
 	*s = (*s)[:0]
 	attrSlices.Put(s)
@@ -258,6 +310,9 @@ func giveAttrs(s *[]attribute.KeyValue) {
 func (t *Telemetry) inject(ctx context.Context, h nats.Header) nats.Header {
 	const keys = 2
 	c := Carrier(h).clone(keys)
+	for _, k := range t.written { // such as a tracestate beside a traceparent that is malformed
+		c.Delete(k)
+	}
 	if b := baggage.FromContext(ctx); b.Len() > 0 {
 		ctx = baggage.ContextWithoutBaggage(ctx)
 		if b = t.allowed(b); b.Len() > 0 {
@@ -339,7 +394,8 @@ const (
 	stateLinked
 	stateAbsent
 	stateMalformed
+	stateDropped  // of a publish
 	contextStates = iota
 )
 
-var contextStateNames = [contextStates]string{"continued", "linked", "absent", "malformed"}
+var contextStateNames = [contextStates]string{"continued", "linked", "absent", "malformed", "dropped"}
