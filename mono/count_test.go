@@ -18,17 +18,14 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
-	otelprometheus "go.opentelemetry.io/otel/exporters/prometheus"
-	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
 	"github.com/monotel/monotel/mono"
 	"github.com/monotel/monotel/mono/monotest"
+	"github.com/monotel/monotel/telemetry"
 )
 
 // A scraper serves metrics as a program would, and reads them as Prometheus
@@ -38,21 +35,52 @@ type scraper struct {
 	option mono.Option
 }
 
-func newScraper(t *testing.T) scraper {
+func newScraper(t *testing.T, opts ...telemetry.Option) scraper {
 	t.Helper()
-	registry := prometheus.NewRegistry()
-	exporter, err := otelprometheus.New(otelprometheus.WithRegisterer(registry), otelprometheus.WithoutScopeInfo(), otelprometheus.WithoutTargetInfo())
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := httptest.NewServer(promhttp.HandlerFor(registry, promhttp.HandlerOpts{EnableOpenMetrics: true}))
+	p := setUp(t, append([]telemetry.Option{telemetry.WithSpanExporter(nil)}, opts...)...)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := p.Shutdown(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return serveMetrics(t, p)
+}
+
+func serveMetrics(t *testing.T, p program) scraper {
+	t.Helper()
+	server := httptest.NewServer(p.MetricsHandler())
 	t.Cleanup(server.Close)
-	return scraper{server.URL, mono.WithMeterProvider(sdkmetric.NewMeterProvider(sdkmetric.WithReader(exporter)))}
+	return scraper{server.URL, mono.WithMeterProvider(p.MeterProvider())}
+}
+
+// seriesOf is the value of the series with that destination template and label.
+func (s scraper) seriesOf(t *testing.T, name, template, label string) (sum float64) {
+	t.Helper()
+	body, _ := s.get(t, "text/plain;version=0.0.4")
+	defer func() { _ = body.Close() }()
+	lines := bufio.NewScanner(body)
+	for lines.Scan() {
+		line := lines.Text()
+		if !strings.HasPrefix(line, name+"{") || !strings.Contains(line, `messaging_destination_template="`+template+`"`) ||
+			!strings.Contains(line, label) {
+			continue
+		}
+		v, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)
+		if err != nil {
+			t.Error(err)
+		}
+		sum += v
+	}
+	return sum
 }
 
 func (s scraper) get(t *testing.T, accept string) (body io.ReadCloser, contentType string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(within(t), http.MethodGet, s.url, http.NoBody)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience) // also when the test cleans up
+	t.Cleanup(cancel)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url, http.NoBody)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,6 +89,9 @@ func (s scraper) get(t *testing.T, accept string) (body io.ReadCloser, contentTy
 	res, err := client.Do(req)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if res.StatusCode != http.StatusOK {
+		t.Errorf("the scrape is answered with %s", res.Status)
 	}
 	return res.Body, res.Header.Get("Content-Type")
 }
@@ -165,7 +196,7 @@ func (s scraper) openMetrics(t *testing.T) (series map[string]float64, exemplars
 	return series, exemplars
 }
 
-// names lists every series with all of its labels.
+// names lists every series of ours with all of its labels.
 func (s scraper) names(t *testing.T) []string {
 	t.Helper()
 	body, _ := s.get(t, "text/plain;version=0.0.4")
@@ -173,7 +204,7 @@ func (s scraper) names(t *testing.T) []string {
 	var out []string
 	lines := bufio.NewScanner(body)
 	for lines.Scan() {
-		if line := lines.Text(); !strings.HasPrefix(line, "#") {
+		if line := lines.Text(); strings.HasPrefix(line, "mono_") || strings.HasPrefix(line, "messaging_") {
 			out = append(out, line[:strings.LastIndexByte(line, ' ')])
 		}
 	}
@@ -240,13 +271,13 @@ func TestCount_everySettlement(t *testing.T) {
 	config := mono.StreamConsumerConfig{
 		Stream: mono.StreamConfig{Name: "mix"},
 		// Long enough that no lease is extended, short enough to wait for.
-		Consumer: mono.ConsumerConfig{Durable: "mixer", AckWait: 5 * time.Second},
+		Consumer: mono.ConsumerConfig{Durable: "mixer", AckWait: 10 * time.Second},
 		Fetch:    mono.FetchConfig{BatchSize: 1},
 		Retry:    mono.RetryPolicy{Backoff: []time.Duration{time.Millisecond}},
 	}
 	scrape := newScraper(t)
-	tp := sdktrace.NewTracerProvider() // everything is sampled, for exemplars
-	app := startAppWith(t, []mono.Option{scrape.option, mono.WithTracerProvider(tp)}, emitter("shop", event),
+	tr := newTracing() // everything is sampled, for exemplars
+	app := startAppWith(t, []mono.Option{scrape.option, tr.option()}, emitter("shop", event),
 		consumer("mixer", func(r mono.EventRegistry, self mono.Module) error {
 			return r.RegisterEventStreamConsumer(event, config, handle, self)
 		}))
@@ -313,8 +344,13 @@ func TestCount_everySettlement(t *testing.T) {
 		"messaging_process_duration_seconds", "messaging_client_operation_duration_seconds",
 		"mono_queue_duration_seconds", "mono_end_to_end_duration_seconds", "mono_delivery_attempts",
 	} {
-		if !regexp.MustCompile(`trace_id="[0-9a-f]{32}"`).MatchString(exemplars[name]) {
-			t.Errorf("%s has the exemplar %q, want one with a trace_id", name, exemplars[name])
+		// Each leads to a span that there is.
+		if !slices.ContainsFunc(tr.Ended(), func(s sdktrace.ReadOnlySpan) bool {
+			sc := s.SpanContext()
+			return strings.Contains(exemplars[name], `trace_id="`+sc.TraceID().String()+`"`) &&
+				strings.Contains(exemplars[name], `span_id="`+sc.SpanID().String()+`"`)
+		}) {
+			t.Errorf("%s has the exemplar %q, want one of a span of ours", name, exemplars[name])
 		}
 	}
 }
@@ -498,6 +534,9 @@ func TestCount_cardinality(t *testing.T) {
 		return scrape.text(t)["messaging_client_consumed_messages_total{messaging_operation_name=process}"] == 1
 	}
 	eventually(t, consumed, "the event is consumed")
+	if _, err := app.Bus().PublishStream(within(t), &mono.Msg{Subject: "nowhere", Data: []byte("x")}); !errors.Is(err, mono.ErrNoStream) {
+		t.Fatal(err)
+	}
 	before := scrape.names(t)
 	for _, template := range []string{"_unmatched", "_inbox", event.Subject} {
 		if !slices.ContainsFunc(before, func(s string) bool {
@@ -506,9 +545,24 @@ func TestCount_cardinality(t *testing.T) {
 			t.Errorf("nothing is counted as sent to %s", template)
 		}
 	}
+	var futures []*mono.PubAckFuture
 	for i := range subjects {
-		publish(fmt.Sprintf("made.up.%d", i))
+		subject := fmt.Sprintf("made.up.%d", i)
+		publish(subject)
 		publish(app.Conn().NewInbox())
+		if i%10 != 0 { // these wait for an answer
+			continue
+		}
+		f, err := app.Bus().PublishStreamAsync(within(t), &mono.Msg{Subject: subject, Data: []byte("x")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		futures = append(futures, f)
+	}
+	for _, f := range futures {
+		if _, err := f.Wait(within(t)); !errors.Is(err, mono.ErrNoStream) {
+			t.Fatal(err)
+		}
 	}
 	if diff := cmp.Diff(before, scrape.names(t)); diff != "" {
 		t.Errorf("%d subjects made new series (-before +after):\n%s", subjects, diff)
@@ -559,5 +613,76 @@ func TestCount_consumerGauges(t *testing.T) {
 	}
 	if age := got["mono_consumer_oldest_unprocessed_age_seconds"+labels]; age <= 0 || age > patience.Seconds() {
 		t.Errorf("the oldest message is %v s old", age)
+	}
+}
+
+// Without a server the gauges stay as they were, and after Stop there are none.
+func TestCount_consumerGaugesWithoutServer(t *testing.T) {
+	t.Parallel()
+	const labels = "{messaging_nats_stream=orders}"
+	srv := monotest.Server(t)
+	scrape := newScraper(t)
+	app := runApp(t, append(onServer(srv), scrape.option), emitter("shop", monotestEvent(t)),
+		consumer("idle", func(r mono.EventRegistry, self mono.Module) error {
+			return r.RegisterEventStreamConsumer(monotestEvent(t), mono.StreamConsumerConfig{
+				Stream: mono.StreamConfig{Name: "orders"}, Consumer: mono.ConsumerConfig{Durable: "idle", MaxAckPending: 77},
+			}, ackAll, self)
+		}))
+	limit := func() (float64, bool) {
+		v, ok := scrape.text(t)["mono_consumer_ack_pending_limit"+labels]
+		return v, ok
+	}
+	eventually(t, func() bool { _, ok := limit(); return ok }, "the gauges are there")
+	srv.Stop()
+	awaitDisconnect(t, app)
+	for range 3 { // each scrape asks for news
+		if v, ok := limit(); !ok || v != 77 {
+			t.Errorf("without a server the limit is %v, %v", v, ok)
+		}
+	}
+	if err := app.Stop(within(t)); err != nil {
+		t.Log(err) // without a server not everything can be said goodbye to
+	}
+	if v, ok := limit(); ok {
+		t.Errorf("after Stop the limit is %v", v)
+	}
+}
+
+// A lease that ended while the connection was lost makes the settlement late,
+// although it was extended before and after.
+func TestCount_lateAfterOutage(t *testing.T) {
+	t.Parallel()
+	const ackWait = 200 * time.Millisecond
+	srv := monotest.Server(t)
+	c := newCable(t, srv)
+	scrape := newScraper(t)
+	began, release := make(chan struct{}, 10), make(chan struct{})
+	app := runApp(t, append(onURL(c.url(srv)), scrape.option), emitter("shop", monotestEvent(t)),
+		consumer("slow", func(r mono.EventRegistry, self mono.Module) error {
+			return r.RegisterEventStreamConsumer(monotestEvent(t), mono.StreamConsumerConfig{
+				Stream: mono.StreamConfig{Name: "orders"}, Consumer: mono.ConsumerConfig{Durable: "slow", AckWait: ackWait},
+			}, func(ctx context.Context, msgs []*mono.Msg) error {
+				began <- struct{}{}
+				<-release
+				return ackAll(ctx, msgs)
+			}, self)
+		}))
+	publishStored(t, app, nil)
+	receive(t, began, "the message")
+	srv.Stop()
+	awaitDisconnect(t, app)
+	<-time.After(2 * ackWait) // the lease ends meanwhile
+	srv.Start()
+	eventually(t, func() bool { return app.Conn().IsConnected() }, "the App is connected again")
+	extended := func() float64 {
+		return scrape.text(t)["mono_settlements_total{outcome=ok,settlement=in_progress}"]
+	}
+	before := extended()
+	eventually(t, func() bool { return extended() > before }, "the lease is extended again")
+	close(release)
+	settled(t, app, "orders", "slow")
+	eventually(t, func() bool { return scrape.text(t)["mono_settlements_total{outcome=ok,settlement=ack}"] >= 1 }, "the ack is counted")
+	if got := scrape.text(t)["mono_settlements_late_total{}"]; got != 1 {
+		t.Errorf("%v settlements are late, want 1", got)
 	}
 }

@@ -148,7 +148,7 @@ func (p *puller) receive(nm *nats.Msg) {
 	select {
 	case p.c.queue <- m:
 	case <-p.c.work.Done():
-		p.c.finish(m, settlement{kind: settleError, err: ErrStopped})
+		_ = p.c.finish(m, settlement{kind: settleError, err: ErrStopped})
 		p.release([]*Msg{m})
 	}
 }

@@ -288,7 +288,7 @@ func (c *streamConsumer) stop(soft context.Context) {
 	close(c.intakeEnded)
 	c.workers.Wait()
 	for m := c.next(); m != nil; m = c.next() { // there were no workers: the start failed
-		c.finish(m, settlement{kind: settleError, err: ErrStopped})
+		_ = c.finish(m, settlement{kind: settleError, err: ErrStopped})
 	}
 	c.pull.stop()
 }
@@ -367,7 +367,7 @@ func (c *streamConsumer) settleRest(batch []*Msg, err error) {
 }
 
 // finish settles what the handler left. A failure here means that the
-// connection is gone; the message comes back after AckWait.
+// connection is gone; the message comes back after AckWait. It is reported.
 func (c *streamConsumer) finish(m *Msg, s settlement) error {
 	err := m.settle(s)
 	if err != nil && !errors.Is(err, ErrAlreadySettled) {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/nats-io/nats.go"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -148,10 +149,15 @@ const (
 // A tracedConsumer consumes OrderPlaced through a stream.
 func tracedConsumer(t *testing.T, batch int, handle mono.EventStreamConsumerHandler) *testModule {
 	t.Helper()
+	return tracedConsumerFor(t, batch, time.Minute, handle)
+}
+
+func tracedConsumerFor(t *testing.T, batch int, ackWait time.Duration, handle mono.EventStreamConsumerHandler) *testModule {
+	t.Helper()
 	return consumer("billing", func(r mono.EventRegistry, self mono.Module) error {
 		return r.RegisterEventStreamConsumer(monotestEvent(t), mono.StreamConsumerConfig{
 			Stream:   mono.StreamConfig{Name: "orders"},
-			Consumer: mono.ConsumerConfig{Durable: "billing", AckWait: time.Second},
+			Consumer: mono.ConsumerConfig{Durable: "billing", AckWait: ackWait},
 			Fetch:    mono.FetchConfig{BatchSize: batch},
 			Retry:    mono.RetryPolicy{Backoff: []time.Duration{time.Millisecond}},
 		}, handle, self)
@@ -294,8 +300,12 @@ func TestTrace_redelivery(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			tr := newTracing()
+			ackWait := time.Minute
+			if tt.settlement == "unsettled" {
+				ackWait = time.Second // it is waited for
+			}
 			app := startAppWith(t, []mono.Option{tr.option()}, emitter("shop", monotestEvent(t)),
-				tracedConsumer(t, 1, func(_ context.Context, msgs []*mono.Msg) error {
+				tracedConsumerFor(t, 1, ackWait, func(_ context.Context, msgs []*mono.Msg) error {
 					if msgs[0].Metadata().NumDelivered < 3 {
 						return tt.fail(msgs[0])
 					}
@@ -649,6 +659,265 @@ func TestTrace_middleware(t *testing.T) {
 	for _, s := range tr.ended(t, publishSpan, 5)[2:] {
 		if s.Status().Code != codes.Error {
 			t.Errorf("a refused publish has status %v", s.Status())
+		}
+	}
+}
+
+// Middleware may publish a message again after a failure, or more than once. Each
+// message that is sent is traced and counted; what comes of one attempt at least
+// is a success.
+func TestTrace_middlewareSendsAgain(t *testing.T) {
+	t.Parallel()
+	send := map[string]func(bus mono.EventBus, ctx context.Context, m *mono.Msg) error{
+		"core": func(bus mono.EventBus, ctx context.Context, m *mono.Msg) error { return bus.Publish(ctx, m) },
+		"stream": func(bus mono.EventBus, ctx context.Context, m *mono.Msg) error {
+			_, err := bus.PublishStream(ctx, m)
+			return err
+		},
+		"async": func(bus mono.EventBus, ctx context.Context, m *mono.Msg) error {
+			f, err := bus.PublishStreamAsync(ctx, m)
+			if err == nil {
+				_, err = f.Wait(ctx)
+			}
+			return err
+		},
+	}
+	for how, publish := range send {
+		for _, tt := range []struct {
+			name              string
+			middleware        func(next mono.PublishFunc, ctx context.Context, m *mono.Msg) error
+			sent, failed      int
+			published, broken int // spans, and those of them that failed
+		}{
+			{name: "after a failure", sent: 1, published: 1, middleware: func(next mono.PublishFunc, ctx context.Context, m *mono.Msg) error {
+				data := m.Data
+				m.Data = make([]byte, 2<<20)
+				if err := next(ctx, m); !errors.Is(err, mono.ErrPayloadTooLarge) {
+					return fmt.Errorf("the first is not too large: %w", err)
+				}
+				m.Data = data
+				return next(ctx, m)
+			}},
+			{name: "twice", sent: 2, published: 2, middleware: func(next mono.PublishFunc, ctx context.Context, m *mono.Msg) error {
+				return errors.Join(next(ctx, m), next(ctx, m))
+			}},
+			{name: "in parallel", sent: 3, published: 3, middleware: func(next mono.PublishFunc, ctx context.Context, m *mono.Msg) error {
+				const n = 3
+				results := make(chan error, n)
+				for range n {
+					c := *m
+					go func() { results <- next(ctx, &c) }()
+				}
+				return errors.Join(<-results, <-results, <-results)
+			}},
+			{name: "never", failed: 1, published: 1, broken: 1, middleware: func(next mono.PublishFunc, ctx context.Context, m *mono.Msg) error {
+				m.Data = make([]byte, 2<<20)
+				return errors.Join(next(ctx, m), next(ctx, m))
+			}},
+		} {
+			t.Run(how+" "+tt.name, func(t *testing.T) {
+				t.Parallel()
+				tr, scrape := newTracing(), newScraper(t)
+				mw := mono.Middleware{Publish: func(next mono.PublishFunc) mono.PublishFunc {
+					return func(ctx context.Context, m *mono.Msg) error { return tt.middleware(next, ctx, m) }
+				}}
+				app := startAppWith(t, []mono.Option{tr.option(), scrape.option, mono.WithMiddleware(mw)}, emitter("shop", monotestEvent(t)),
+					tracedConsumer(t, 1, ackAll))
+				ctx, root := tr.provider.Tracer("test").Start(within(t), "request")
+				err := publish(app.Bus(), ctx, &mono.Msg{Subject: traceSubject, Data: []byte("x")})
+				root.End()
+				if (err != nil) != (tt.failed > 0) {
+					t.Fatalf("publish = %v", err)
+				}
+				broken := 0
+				for _, s := range tr.ended(t, publishSpan, tt.published) {
+					if s.Status().Code == codes.Error {
+						broken++
+					}
+					if s.SpanContext().TraceID() != root.SpanContext().TraceID() {
+						t.Error("a publish is in a trace of its own")
+					}
+				}
+				if broken != tt.broken {
+					t.Errorf("%d of the spans have failed, want %d", broken, tt.broken)
+				}
+				for _, s := range tr.ended(t, processSpan, tt.sent) {
+					if s.SpanContext().TraceID() != root.SpanContext().TraceID() {
+						t.Error("a message is not in its trace")
+					}
+				}
+				got := only(scrape.text(t), "messaging_client_sent", "mono_publish_pending")
+				want := map[string]float64{}
+				if tt.sent > 0 {
+					want["messaging_client_sent_messages_total{messaging_operation_name=publish}"] = float64(tt.sent)
+				}
+				if tt.failed > 0 {
+					want["messaging_client_sent_messages_total{error_type=payload_too_large,messaging_operation_name=publish}"] = float64(tt.failed)
+				}
+				if diff := cmp.Diff(want, got, cmpopts.IgnoreMapEntries(func(k string, v float64) bool { return k == "mono_publish_pending{}" && v == 0 })); diff != "" {
+					t.Errorf("(-want +got):\n%s", diff)
+				}
+			})
+		}
+	}
+}
+
+// Middleware that goes on before next has returned gets nobody into trouble.
+func TestTrace_middlewareGoesOnBefore(t *testing.T) {
+	t.Parallel()
+	tr := newTracing()
+	var late sync.WaitGroup
+	errGone := errors.New("gone on")
+	mw := mono.Middleware{Publish: func(next mono.PublishFunc) mono.PublishFunc {
+		return func(ctx context.Context, m *mono.Msg) error {
+			late.Go(func() { _ = next(ctx, m) })
+			return errGone
+		}
+	}}
+	app := startAppWith(t, []mono.Option{tr.option(), mono.WithMiddleware(mw)}, emitter("shop", monotestEvent(t)), tracedConsumer(t, 10, ackAll))
+	const n = 200
+	for range n {
+		if ack, err := app.Bus().PublishStream(within(t), &mono.Msg{Subject: traceSubject, Data: []byte("x")}); !errors.Is(err, errGone) {
+			t.Errorf("PublishStream = %v, %v", ack, err)
+		}
+	}
+	late.Wait()
+	settled(t, app, "orders", "billing")
+	spans := tr.ended(t, processSpan, n)
+	for _, s := range spans {
+		if !s.Parent().IsValid() {
+			t.Error("a message that was sent late has no trace")
+		}
+	}
+}
+
+// What a handler publishes, in whatever way, is below its message; so is what
+// middleware opens around a publish.
+func TestTrace_downstream(t *testing.T) {
+	t.Parallel()
+	tr := newTracing()
+	core, err := mono.NewEvent("shop", "Pinged", "v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	typed := helper.EventDefinition[int]("shop", "Counted", "v1")
+	mw := mono.Middleware{Publish: func(next mono.PublishFunc) mono.PublishFunc {
+		return func(ctx context.Context, m *mono.Msg) error {
+			ctx, span := tr.provider.Tracer("test").Start(ctx, "around")
+			defer span.End()
+			return next(ctx, m)
+		}
+	}}
+	var bus mono.EventBus
+	app := startAppWith(t, []mono.Option{tr.option(), mono.WithMiddleware(mw)}, emitter("shop", monotestEvent(t), core, typed.ToBase()),
+		consumer("pings", func(r mono.EventRegistry, self mono.Module) error {
+			return r.RegisterEventConsumer(core, func(ctx context.Context, m *mono.Msg) error {
+				_, err := bus.PublishStream(ctx, &mono.Msg{Subject: traceSubject, Data: m.Data})
+				return err
+			}, self)
+		}),
+		tracedConsumer(t, 1, func(ctx context.Context, msgs []*mono.Msg) error {
+			f, err := bus.PublishStreamAsync(ctx, &mono.Msg{Subject: typed.ToBase().Subject, Data: []byte("7")})
+			if err == nil {
+				_, err = f.Wait(ctx)
+			}
+			return errors.Join(err, ackAll(ctx, msgs))
+		}),
+		consumer("counts", func(r mono.EventRegistry, self mono.Module) error {
+			return helper.RegisterTypedEventStreamConsumer(r, typed, mono.StreamConsumerConfig{
+				Stream: mono.StreamConfig{Name: "counts"}, AutoAck: true,
+			}, func(context.Context, []int, []*mono.Msg) error { return nil }, self)
+		}))
+	bus = app.Bus()
+	if err := bus.Publish(within(t), &mono.Msg{Subject: core.Subject, Data: []byte("x")}); err != nil {
+		t.Fatal(err)
+	}
+	// From the last to the first.
+	subject := typed.ToBase().Subject
+	chain := []string{
+		"ack " + subject, "process " + subject, "publish " + subject, processSpan, publishSpan, "process " + core.Subject, "publish " + core.Subject,
+	}
+	for i := range len(chain) - 1 {
+		wantChild(t, tr.one(t, chain[i]), tr.one(t, chain[i+1]))
+	}
+	wantRoot(t, tr.one(t, chain[len(chain)-1]))
+	around := tr.ended(t, "around", 3)
+	for i, s := range []string{"publish " + core.Subject, publishSpan, "publish " + subject} {
+		wantChild(t, around[i], tr.one(t, s))
+	}
+}
+
+// Typed batches keep their traces apart, what does not decode among them.
+func TestTrace_typedBatch(t *testing.T) {
+	t.Parallel()
+	const n = 5
+	tr := newTracing()
+	typed := helper.EventDefinition[int]("shop", "Counted", "v1")
+	subject := typed.ToBase().Subject
+	var (
+		mu   sync.Mutex
+		seen = make(map[int]trace.SpanContext)
+	)
+	srv := monotest.Server(t)
+	emit := runApp(t, append(onServer(srv), tr.option()), emitter("shop", typed.ToBase()),
+		consumer("other", func(r mono.EventRegistry, self mono.Module) error { // has the stream made
+			return helper.RegisterTypedEventStreamConsumer(r, typed, mono.StreamConsumerConfig{Stream: mono.StreamConfig{Name: "counts"}, AutoAck: true},
+				func(context.Context, []int, []*mono.Msg) error { return nil }, self)
+		}))
+	requests := make(map[int]trace.SpanContext)
+	for i := range n {
+		ctx, span := tr.provider.Tracer("test").Start(within(t), "request")
+		if _, err := typed.EventStreamPublish(ctx, emit.Bus(), i, nil); err != nil {
+			t.Fatal(err)
+		}
+		span.End()
+		requests[i] = span.SpanContext()
+	}
+	ctx, span := tr.provider.Tracer("test").Start(within(t), "request")
+	if _, err := emit.Bus().PublishStream(ctx, &mono.Msg{Subject: subject, Data: []byte("not a number")}); err != nil {
+		t.Fatal(err)
+	}
+	span.End()
+	requests[n] = span.SpanContext()
+	// All of them wait when this one starts, so they come as a batch.
+	here := newTracing()
+	batches := make(chan int, n)
+	runApp(t, append(onServer(srv), here.option(), mono.WithEvents(typed.ToBase())), consumer("reader", func(r mono.EventRegistry, self mono.Module) error {
+		return helper.RegisterTypedEventStreamConsumer(r, typed, mono.StreamConsumerConfig{Stream: mono.StreamConfig{Name: "counts"}, AutoAck: true},
+			func(_ context.Context, counts []int, msgs []*mono.Msg) error {
+				mu.Lock()
+				defer mu.Unlock()
+				for i, c := range counts {
+					seen[c] = trace.SpanContextFromContext(msgs[i].Context())
+				}
+				batches <- len(counts)
+				return nil
+			}, self)
+	}))
+	spans := here.ended(t, "process "+subject, n+1)
+	for got := 0; got < n; {
+		got += receive(t, batches, "a batch")
+	}
+	traces := make(map[trace.TraceID]bool)
+	undecodable := 0
+	for _, s := range spans {
+		traces[s.SpanContext().TraceID()] = true
+		if attrOf(s, "error.type") == "undecodable" {
+			undecodable++
+			wantAttrs(t, s, map[string]string{"messaging.nats.settlement": "term"})
+			if s.SpanContext().TraceID() != requests[n].TraceID() {
+				t.Error("what does not decode is not in its trace")
+			}
+		}
+	}
+	if len(traces) != n+1 || undecodable != 1 {
+		t.Errorf("%d traces of %d messages, %d undecodable", len(traces), n+1, undecodable)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for i := range n {
+		if seen[i].TraceID() != requests[i].TraceID() {
+			t.Errorf("message %d is handled in trace %v, want %v", i, seen[i].TraceID(), requests[i].TraceID())
 		}
 	}
 }

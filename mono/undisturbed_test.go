@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
+	"net"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"go.opentelemetry.io/otel/metric"
@@ -18,6 +21,7 @@ import (
 	tnoop "go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/monotel/monotel/mono"
+	"github.com/monotel/monotel/telemetry"
 )
 
 // Hooks that panic wherever telemetry calls the user's code.
@@ -150,6 +154,24 @@ func TestUndisturbed(t *testing.T) {
 			}
 			return []mono.Option{mono.WithMeterProvider(mp)}
 		}},
+		{name: "telemetry.Setup, collector down and the queue full", opts: func(t *testing.T) []mono.Option {
+			t.Helper()
+			const queue = 3 // of what one message makes
+			down := exporterFunc(func(ctx context.Context, _ []sdktrace.ReadOnlySpan) error {
+				conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", "127.0.0.1:1")
+				if err == nil {
+					err = errors.Join(errors.New("somebody listens on port 1"), conn.Close())
+				}
+				return err
+			})
+			return setUp(t, telemetry.WithSpanExporter(down), telemetry.WithSpanQueueSize(queue)).options(t, func(series map[string]float64) {
+				lost := series["otel_sdk_exporter_span_exported_total{error_type=export_failed}"] +
+					series["otel_sdk_processor_span_processed_total{error_type=queue_full}"]
+				if lost == 0 || series["otel_sdk_exporter_span_exported_total{}"] != 0 {
+					t.Errorf("the spans are not counted as lost: %v", only(series, "otel_sdk"))
+				}
+			})
+		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -157,6 +179,174 @@ func TestUndisturbed(t *testing.T) {
 		})
 	}
 }
+
+// A program is what telemetry.Setup makes of one.
+type program struct{ *telemetry.Telemetry }
+
+func setUp(t *testing.T, opts ...telemetry.Option) program {
+	t.Helper()
+	tel, err := telemetry.Setup(t.Context(),
+		append([]telemetry.Option{telemetry.WithoutGlobals(), telemetry.WithLogger(slog.New(slog.DiscardHandler))}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program{tel}
+}
+
+// options are the App's. In the end, when the App has stopped, check sees what
+// was counted.
+func (p program) options(t *testing.T, check func(series map[string]float64)) []mono.Option {
+	t.Helper()
+	scrape := serveMetrics(t, p)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if tp, ok := p.TracerProvider().(*sdktrace.TracerProvider); ok {
+			_ = tp.ForceFlush(ctx) // which says what was lost
+		}
+		check(scrape.text(t))
+		_ = p.Shutdown(ctx)
+	})
+	return []mono.Option{
+		mono.WithTracerProvider(p.TracerProvider()), mono.WithMeterProvider(p.MeterProvider()), mono.WithPropagator(p.Propagator()),
+	}
+}
+
+// A message as large as the server or its stream takes is no larger with
+// telemetry.
+func TestUndisturbed_largestMessage(t *testing.T) {
+	t.Parallel()
+	tr := newTracing()
+	const streamLimit = 1000
+	small, err := mono.NewEvent("shop", "Small", "v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := mono.NewEvent("shop", "Plain", "v1") // in no stream
+	if err != nil {
+		t.Fatal(err)
+	}
+	scrape := newScraper(t)
+	app := startAppWith(t, []mono.Option{tr.option(), scrape.option}, emitter("shop", monotestEvent(t), small, plain),
+		tracedConsumer(t, 1, ackAll),
+		consumer("small", func(r mono.EventRegistry, self mono.Module) error {
+			return r.RegisterEventStreamConsumer(small, mono.StreamConsumerConfig{
+				Stream: mono.StreamConfig{Name: "small", MaxMsgSize: streamLimit}, Consumer: mono.ConsumerConfig{Durable: "small"},
+			}, ackAll, self)
+		}),
+		consumer("plain", func(r mono.EventRegistry, self mono.Module) error {
+			return r.RegisterEventConsumer(plain, func(context.Context, *mono.Msg) error { return nil }, self)
+		}))
+	limit := int(app.Conn().MaxPayload())
+	// In three ways, each with and without a header of the caller's.
+	header := mono.Header{"k": {"v"}}
+	const headerSize = len("NATS/1.0\r\nk: v\r\n\r\n")
+	publishes := 0
+	for _, h := range []mono.Header{nil, header} {
+		size := limit
+		small1 := streamLimit
+		if h != nil {
+			size, small1 = limit-headerSize, streamLimit-headerSize
+		}
+		for _, msg := range []*mono.Msg{
+			{Subject: traceSubject, Data: make([]byte, size), Header: h},
+			{Subject: small.Subject, Data: make([]byte, small1), Header: h},
+		} {
+			ctx := within(t)
+			if _, err := app.Bus().PublishStream(ctx, msg); err != nil {
+				t.Error(err)
+			}
+			f, err := app.Bus().PublishStreamAsync(ctx, msg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.Wait(ctx); err != nil {
+				t.Error(err)
+			}
+			publishes += 2
+		}
+		if err := app.Bus().Publish(within(t), &mono.Msg{Subject: plain.Subject, Data: make([]byte, size), Header: h}); err != nil {
+			t.Error(err)
+		}
+		publishes++
+	}
+	settled(t, app, "orders", "billing")
+	settled(t, app, "small", "small")
+	eventually(t, func() bool {
+		return scrape.text(t)["messaging_client_consumed_messages_total{messaging_operation_name=process}"] > 0
+	}, "the core event arrives")
+	dropped := 0.0
+	for _, template := range []string{traceSubject, small.Subject, plain.Subject} {
+		n := scrape.seriesOf(t, "mono_trace_context_total", template, `state="dropped"`)
+		if n == 0 {
+			t.Errorf("no trace context of %s is counted as dropped", template)
+		}
+		dropped += n
+	}
+	if dropped != float64(publishes) {
+		t.Errorf("%v trace contexts are counted as dropped, want %d", dropped, publishes)
+	}
+	// One that is too large for its payload says so, as without telemetry.
+	_, err = app.Bus().PublishStream(within(t), &mono.Msg{Subject: small.Subject, Data: make([]byte, streamLimit+1)})
+	wantError(t, err, mono.ErrPayloadTooLarge, "MaxMsgSize")
+	// A smaller one has its trace.
+	if _, err := app.Bus().PublishStream(within(t), &mono.Msg{Subject: small.Subject, Data: make([]byte, streamLimit/2)}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool {
+		for _, s := range tr.Ended() {
+			if s.Name() == "process "+small.Subject && s.Parent().IsValid() {
+				return true
+			}
+		}
+		return false
+	}, "the smaller one continues its trace")
+}
+
+// A lease that cannot be extended is reported while workers give messages their
+// contexts. It was a data race, which the race detector sees only while nothing
+// else keeps the two apart.
+func TestUndisturbed_leasesOfWaitingMessages(t *testing.T) {
+	t.Parallel()
+	// Each consumer reports once a second, and each report is one chance.
+	const consumers, msgs, work = 10, 60, 70 * time.Millisecond
+	var handled atomic.Int64
+	began := make(chan struct{}, consumers*msgs)
+	app := startAppWith(t, []mono.Option{newTracing().option(), mono.WithLogger(slog.New(deafHandler{}))}, emitter("shop", monotestEvent(t)),
+		consumer("slow", func(r mono.EventRegistry, self mono.Module) error {
+			var errs []error
+			for i := range consumers {
+				errs = append(errs, r.RegisterEventStreamConsumer(monotestEvent(t), mono.StreamConsumerConfig{
+					Stream:   mono.StreamConfig{Name: "orders"},
+					Consumer: mono.ConsumerConfig{Durable: fmt.Sprintf("slow%d", i), AckWait: 100 * time.Millisecond},
+					Fetch:    mono.FetchConfig{BatchSize: 5}, AutoAck: true,
+				}, func(_ context.Context, msgs []*mono.Msg) error {
+					began <- struct{}{}
+					<-time.After(work)
+					handled.Add(int64(len(msgs)))
+					return nil
+				}, self))
+			}
+			return errors.Join(errs...)
+		}))
+	for range msgs {
+		publishStored(t, app, nil)
+	}
+	for range consumers {
+		receive(t, began, "the first batches")
+	}
+	app.Conn().Close()
+	before := handled.Load()
+	eventually(t, func() bool { return handled.Load() > before+consumers*5 }, "what waited is handled")
+}
+
+// A deafHandler is enabled and has no lock.
+type deafHandler struct{}
+
+func (deafHandler) Enabled(context.Context, slog.Level) bool  { return true }
+func (deafHandler) Handle(context.Context, slog.Record) error { return nil }
+func (h deafHandler) WithAttrs([]slog.Attr) slog.Handler      { return h }
+func (h deafHandler) WithGroup(string) slog.Handler           { return h }
 
 // checkUndisturbed sends messages every way there is, to handlers that do
 // everything there is to do, and looks at what the server has in the end.

@@ -1,14 +1,11 @@
 package telemetry
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"go.opentelemetry.io/contrib/exporters/autoexport"
 	otelprometheus "go.opentelemetry.io/otel/exporters/prometheus"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/exemplar"
@@ -26,7 +23,7 @@ const (
 	nativeMaxScale = 3
 )
 
-func (t *Telemetry) startMetrics(ctx context.Context, cfg *config, res *resource.Resource) error {
+func (t *Telemetry) startMetrics(cfg *config, res *resource.Resource, pushed sdkmetric.Reader) error {
 	for _, c := range []prometheus.Collector{
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	} {
@@ -49,12 +46,7 @@ func (t *Telemetry) startMetrics(ctx context.Context, cfg *config, res *resource
 			sdkmetric.Stream{Aggregation: sdkmetric.AggregationBase2ExponentialHistogram{MaxSize: nativeBuckets, MaxScale: nativeMaxScale}},
 		)))
 	}
-	// Not the environment's Prometheus exporter: it opens a port of its own.
-	if v := os.Getenv("OTEL_METRICS_EXPORTER"); v != "" && v != "none" && v != "prometheus" && !disabled() {
-		pushed, err := autoexport.NewMetricReader(ctx)
-		if err != nil {
-			return fmt.Errorf("OTEL_METRICS_EXPORTER: %w", err)
-		}
+	if pushed != nil {
 		opts = append(opts, sdkmetric.WithReader(pushed))
 	}
 	t.meters = sdkmetric.NewMeterProvider(opts...)

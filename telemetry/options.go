@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/contrib/propagators/autoprop"
+	"go.opentelemetry.io/otel/propagation"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 )
 
@@ -32,8 +34,13 @@ type config struct {
 	queueSize        int
 	nativeHistograms bool
 	registry         *prometheus.Registry
-	logger           *slog.Logger
+	logger           func() *slog.Logger
 	globals          bool
+
+	// Made by validate, of the above and the environment.
+	sampler    sdktrace.Sampler
+	propagator propagation.TextMapPropagator
+	batchSize  int
 }
 
 const (
@@ -41,6 +48,7 @@ const (
 	defaultQueueSize = 16_384
 	minQueueSize     = 1
 	maxQueueSize     = 1 << 20
+	defaultBatchSize = 512
 )
 
 func defaultConfig() config {
@@ -49,7 +57,7 @@ func defaultConfig() config {
 		ratio:       1,
 		queueSize:   defaultQueueSize,
 		registry:    prometheus.NewRegistry(),
-		logger:      slog.Default(),
+		logger:      slog.Default, // as it is when something is to be said
 		globals:     true,
 	}
 }
@@ -97,15 +105,18 @@ func WithNativeHistograms() Option {
 }
 
 // WithRegistry registers the metrics with r, which then serves the program's own
-// collectors, too. The default is a registry that holds nothing else.
+// collectors, too. The default is a registry that holds nothing else. A registry
+// is for one Telemetry at a time: two would report the same series.
 func WithRegistry(r *prometheus.Registry) Option {
 	return option(func(c *config) { c.registry = r })
 }
 
-// WithLogger sets where failures of the export are reported, once a minute for
-// each kind. The default is [slog.Default].
+// WithLogger sets where it is reported that spans cannot be exported or metrics
+// not collected, in one line a minute at most, and what else OpenTelemetry has to
+// complain about, in another one, unless [WithoutGlobals] leaves that to others.
+// The default is [slog.Default].
 func WithLogger(l *slog.Logger) Option {
-	return option(func(c *config) { c.logger = l })
+	return option(func(c *config) { c.logger = func() *slog.Logger { return l } })
 }
 
 // WithoutGlobals leaves OpenTelemetry's global set-up alone: pass the providers
@@ -126,22 +137,56 @@ func (c *config) validate() error {
 	if !(c.ratio >= 0 && c.ratio <= 1) { // also what is not a number
 		bad("WithSampleRatio(%v): want 0 to 1", c.ratio)
 	}
-	if n := os.Getenv("OTEL_BSP_MAX_QUEUE_SIZE"); n != "" {
-		size, err := strconv.Atoi(n)
-		if err != nil || size < minQueueSize || size > maxQueueSize {
-			bad("OTEL_BSP_MAX_QUEUE_SIZE is %q, want %d to %d", n, minQueueSize, maxQueueSize)
-		} else {
-			c.queueSize = size
-		}
-	}
 	if c.queueSize < minQueueSize || c.queueSize > maxQueueSize {
 		bad("WithSpanQueueSize(%d): want %d to %d", c.queueSize, minQueueSize, maxQueueSize)
 	}
 	if c.registry == nil {
 		bad("WithRegistry(nil): want a registry")
 	}
-	if c.logger == nil {
+	if c.logger() == nil {
 		bad("WithLogger(nil): use slog.New(slog.DiscardHandler) for silence")
 	}
+	return errors.Join(append(errs, c.readEnv())...)
+}
+
+// readEnv reads what OpenTelemetry's exporters do not read by themselves.
+func (c *config) readEnv() error {
+	var errs []error
+	number := func(name string, most int, to *int) {
+		v := os.Getenv(name)
+		if v == "" {
+			return
+		}
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 1 || n > most {
+			errs = append(errs, fmt.Errorf("%w: %s is %q, want 1 to %d", ErrInvalidConfig, name, v, most))
+			return
+		}
+		*to = n
+	}
+	c.batchSize = defaultBatchSize
+	if !disabled() {
+		number("OTEL_BSP_MAX_QUEUE_SIZE", maxQueueSize, &c.queueSize)
+		number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", maxQueueSize, &c.batchSize)
+		var err error
+		c.sampler, err = samplerFromEnv(c.ratio)
+		errs = append(errs, err)
+	}
+	// A batch is sent when it is full, or after a while: it must fit.
+	const part = 2
+	c.batchSize = min(c.batchSize, max(c.queueSize/part, 1))
+
+	names := []string{"tracecontext", "baggage"}
+	if v := os.Getenv("OTEL_PROPAGATORS"); v != "" {
+		names = strings.Split(v, ",")
+		for i := range names {
+			names[i] = strings.TrimSpace(names[i])
+		}
+	}
+	p, err := autoprop.TextMapPropagator(names...)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("%w: OTEL_PROPAGATORS: %w", ErrInvalidConfig, err))
+	}
+	c.propagator = p
 	return errors.Join(errs...)
 }

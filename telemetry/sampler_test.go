@@ -1,6 +1,7 @@
 package telemetry_test
 
 import (
+	"context"
 	"testing"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -72,30 +73,50 @@ func TestNewSampler(t *testing.T) {
 	}
 }
 
-// Whoever runs the program decides what is sampled.
+// Whoever runs the program decides what is sampled, and still sees what fails,
+// unless tracing is off.
 func TestSampler_environment(t *testing.T) {
 	t.Setenv("OTEL_TRACES_EXPORTER", "none")
 	for _, tt := range []struct {
-		sampler, arg string
-		ratio        float64
-		want         bool
+		sampler, arg         string
+		ratio                float64
+		root                 bool
+		child, orphan, retry bool // of a sampled parent, of one that is not, and a second attempt
 	}{
-		{"", "", 1, true},
-		{"", "", 0, false},
-		{"always_on", "", 0, true},
-		{"parentbased_always_on", "", 0, true},
-		{"always_off", "", 1, false},
-		{"parentbased_always_off", "", 1, false},
-		{"traceidratio", "0", 1, false},
-		{"parentbased_traceidratio", "1", 0, true},
-		{"parentbased_traceidratio", "", 0, true},
+		{"", "", 1, true, true, false, true},
+		{"", "", 0, false, true, false, true},
+		{"always_on", "", 0, true, true, true, true},
+		{"parentbased_always_on", "", 0, true, true, false, true},
+		{"always_off", "", 1, false, false, false, false},
+		{"parentbased_always_off", "", 1, false, true, false, false},
+		{"traceidratio", "0", 1, false, false, false, true},
+		{"traceidratio", "1", 0, true, true, true, true},
+		{"parentbased_traceidratio", "1", 0, true, true, false, true},
+		{"parentbased_traceidratio", "0", 1, false, true, false, true},
+		{"ParentBased_TraceIDRatio ", "", 0, true, true, false, true},
 	} {
-		t.Setenv("OTEL_TRACES_SAMPLER", tt.sampler)
-		t.Setenv("OTEL_TRACES_SAMPLER_ARG", tt.arg)
-		tel := setup(t, telemetry.WithSampleRatio(tt.ratio), telemetry.WithSpanExporter(fakeExporter{}))
-		if got := span(t, tel, "root").IsSampled(); got != tt.want {
-			t.Errorf("%s %s with ratio %v: sampled is %v", tt.sampler, tt.arg, tt.ratio, got)
-		}
+		t.Run(tt.sampler+" "+tt.arg, func(t *testing.T) {
+			t.Setenv("OTEL_TRACES_SAMPLER", tt.sampler)
+			t.Setenv("OTEL_TRACES_SAMPLER_ARG", tt.arg)
+			tel := setup(t, telemetry.WithSampleRatio(tt.ratio), telemetry.WithSpanExporter(fakeExporter{}))
+			sampled := func(ctx context.Context, opts ...trace.SpanStartOption) bool {
+				_, s := tel.TracerProvider().Tracer("test").Start(ctx, "span", opts...)
+				defer s.End()
+				return s.SpanContext().IsSampled()
+			}
+			if got := sampled(t.Context()); got != tt.root {
+				t.Errorf("a root: sampled is %v", got)
+			}
+			if got := sampled(trace.ContextWithRemoteSpanContext(t.Context(), parentOf(true))); got != tt.child {
+				t.Errorf("a child of a sampled span: sampled is %v", got)
+			}
+			if got := sampled(trace.ContextWithRemoteSpanContext(t.Context(), parentOf(false))); got != tt.orphan {
+				t.Errorf("a child of an unsampled span: sampled is %v", got)
+			}
+			if got := sampled(t.Context(), trace.WithAttributes(attribute.Int("messaging.nats.delivery_count", 2))); got != tt.retry {
+				t.Errorf("a retry: sampled is %v", got)
+			}
+		})
 	}
 }
 

@@ -12,11 +12,13 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"go.opentelemetry.io/contrib/propagators/autoprop"
+	"go.opentelemetry.io/contrib/exporters/autoexport"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
@@ -26,6 +28,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 )
 
 // Telemetry is a program's set-up. Its methods are safe for concurrent use.
@@ -117,39 +120,31 @@ func newExporters(ctx context.Context, cfg *config) (ex exporters, err error) {
 	if disabled() {
 		return ex, nil
 	}
-	const otlp = ", OTEL_EXPORTER_OTLP_PROTOCOL"
-	var errs [3]error
+	const also = ", OTEL_EXPORTER_OTLP_PROTOCOL and its relatives"
+	var errs []error
 	if cfg.exporter != nil {
 		ex.spans = *cfg.exporter
-	} else if ex.spans, errs[0] = autoexport.NewSpanExporter(ctx); errs[0] != nil {
-		errs[0] = fmt.Errorf("OTEL_TRACES_EXPORTER%s: %w", otlp, errs[0])
-	} else if autoexport.IsNoneSpanExporter(ex.spans) {
-		ex.spans = nil
+	} else if e, err := autoexport.NewSpanExporter(ctx); err != nil {
+		errs = append(errs, fmt.Errorf("OTEL_TRACES_EXPORTER%s: %w", also, err))
+	} else if !autoexport.IsNoneSpanExporter(e) {
+		ex.spans = e
 	}
 	// Not the environment's Prometheus exporter: it opens a port of its own.
 	if v := os.Getenv("OTEL_METRICS_EXPORTER"); v != "" && v != "none" && v != "prometheus" {
-		if ex.metrics, errs[1] = autoexport.NewMetricReader(ctx); errs[1] != nil {
-			errs[1] = fmt.Errorf("OTEL_METRICS_EXPORTER%s: %w", otlp, errs[1])
+		if r, err := autoexport.NewMetricReader(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("OTEL_METRICS_EXPORTER%s: %w", also, err))
+		} else {
+			ex.metrics = r
 		}
 	}
 	if v := os.Getenv("OTEL_LOGS_EXPORTER"); v != "" && v != "none" {
-		if ex.logs, errs[2] = autoexport.NewLogExporter(ctx); errs[2] != nil {
-			errs[2] = fmt.Errorf("OTEL_LOGS_EXPORTER%s: %w", otlp, errs[2])
+		if e, err := autoexport.NewLogExporter(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("OTEL_LOGS_EXPORTER%s: %w", also, err))
+		} else {
+			ex.logs = e
 		}
 	}
-	for i, ok := range []bool{errs[0] == nil, errs[1] == nil, errs[2] == nil} {
-		if !ok { // what is half made is nothing
-			switch i {
-			case 0:
-				ex.spans = nil
-			case 1:
-				ex.metrics = nil
-			default:
-				ex.logs = nil
-			}
-		}
-	}
-	if err := errors.Join(errs[:]...); err != nil {
+	if err := errors.Join(errs...); err != nil {
 		return exporters{}, errors.Join(err, ex.shutdown(ctx))
 	}
 	return ex, nil
@@ -158,20 +153,20 @@ func newExporters(ctx context.Context, cfg *config) (ex exporters, err error) {
 func (ex exporters) shutdown(ctx context.Context) error {
 	var errs []error
 	if ex.spans != nil {
-		errs = append(errs, contained("traces", func() error { return ex.spans.Shutdown(ctx) }))
+		errs = append(errs, contained("shut down traces", func() error { return ex.spans.Shutdown(ctx) }))
 	}
 	if ex.metrics != nil {
-		errs = append(errs, contained("metrics", func() error { return ex.metrics.Shutdown(ctx) }))
+		errs = append(errs, contained("shut down metrics", func() error { return ex.metrics.Shutdown(ctx) }))
 	}
 	if ex.logs != nil {
-		errs = append(errs, contained("logs", func() error { return ex.logs.Shutdown(ctx) }))
+		errs = append(errs, contained("shut down logs", func() error { return ex.logs.Shutdown(ctx) }))
 	}
 	return errors.Join(errs...)
 }
 
 // newResource describes the program. The command line is left out: it may hold
 // secrets.
-func newResource(ctx context.Context, cfg *config) (*resource.Resource, error) {
+func (t *Telemetry) newResource(ctx context.Context, cfg *config) (*resource.Resource, error) {
 	attrs := []resource.Option{
 		resource.WithTelemetrySDK(), resource.WithHost(), resource.WithOS(), resource.WithContainer(),
 		resource.WithProcessPID(), resource.WithProcessExecutableName(), resource.WithProcessRuntimeName(),
@@ -182,14 +177,23 @@ func newResource(ctx context.Context, cfg *config) (*resource.Resource, error) {
 	}
 	attrs = append(attrs, resource.WithFromEnv()) // the last one wins
 	res, err := resource.New(ctx, attrs...)
-	if err != nil && !errors.Is(err, resource.ErrPartialResource) {
+	switch {
+	case errors.Is(err, resource.ErrPartialResource): // such as without a host name
+		t.problems.Handle(err)
+	case err != nil:
 		return nil, fmt.Errorf("describe the program: %w", err)
 	}
 	return res, nil
 }
 
-// TracerProvider returns where spans go.
-func (t *Telemetry) TracerProvider() trace.TracerProvider { return t.tracers }
+// TracerProvider returns where spans go. Where they are not exported it is one
+// that makes none, and passes on the trace context that it finds.
+func (t *Telemetry) TracerProvider() trace.TracerProvider {
+	if t.tracers == nil {
+		return noop.NewTracerProvider()
+	}
+	return t.tracers
+}
 
 // MeterProvider returns where metrics go.
 func (t *Telemetry) MeterProvider() metric.MeterProvider { return t.meters }
@@ -206,13 +210,15 @@ func (t *Telemetry) MetricsHandler() http.Handler {
 	return promhttp.InstrumentMetricHandler(t.registry, promhttp.HandlerFor(t.registry, promhttp.HandlerOpts{
 		EnableOpenMetrics: true, // or every exemplar is dropped
 		Registry:          t.registry,
+		ErrorLog:          t.problems,
 		ErrorHandling:     promhttp.ContinueOnError, // one bad collector does not hide the rest
 	}))
 }
 
 // Shutdown sends what is still to be sent and stops everything, within ctx: if an
-// exporter does not answer, Shutdown returns ctx's error when ctx ends. A second
-// call waits for the first and returns the same.
+// exporter does not answer, Shutdown returns ctx's error when ctx ends. Spans that
+// could not be sent are an error, too. A second call waits for the first and
+// returns the same.
 func (t *Telemetry) Shutdown(ctx context.Context) error {
 	t.once.Do(func() {
 		go func() {
@@ -233,35 +239,49 @@ func (t *Telemetry) Shutdown(ctx context.Context) error {
 	}
 }
 
-// stop goes from traces to metrics, which count what became of the spans.
+// stop ends traces and logs together, and then metrics, which count what became of
+// the spans. Whoever does not answer leaves metrics a part of the time.
 func (t *Telemetry) stop(ctx context.Context) error {
-	var errs []error
-	if t.queue != nil {
-		// The provider does not even begin when ctx has ended.
-		errs = append(errs, contained("traces", func() error { return t.queue.Shutdown(ctx) }))
+	early, cancel := ctx, context.CancelFunc(func() {})
+	if deadline, ok := ctx.Deadline(); ok {
+		const left = 4 // a quarter
+		early, cancel = context.WithDeadline(ctx, deadline.Add(-time.Until(deadline)/left))
 	}
-	if t.tracers != nil {
-		errs = append(errs, contained("traces", func() error { return t.tracers.Shutdown(ctx) }))
+	defer cancel()
+	var (
+		all                    sync.WaitGroup
+		traces, logs, measures error
+	)
+	if t.queue != nil {
+		all.Go(func() {
+			traces = contained("shut down traces", func() error {
+				// The provider does not even begin when its context has ended.
+				return errors.Join(t.queue.Shutdown(early), t.tracers.Shutdown(early))
+			})
+		})
 	}
 	if t.logs != nil {
-		errs = append(errs, contained("logs", func() error { return t.logs.Shutdown(ctx) }))
+		all.Go(func() { logs = contained("shut down logs", func() error { return t.logs.Shutdown(early) }) })
 	}
+	all.Wait()
 	if t.meters != nil {
-		errs = append(errs, contained("metrics", func() error { return t.meters.Shutdown(ctx) }))
+		measures = contained("shut down metrics", func() error { return t.meters.Shutdown(ctx) })
 	}
-	return errors.Join(errs...)
+	return errors.Join(traces, logs, measures)
 }
 
-// contained turns a panic of what is shut down into an error.
+// contained turns a panic into an error, and says what failed.
 func contained(what string, f func() error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			err = fmt.Errorf("shut down %s: panic: %v", what, v)
+			err = fmt.Errorf("%s: panic: %v", what, v)
 		} else if err != nil {
-			err = fmt.Errorf("shut down %s: %w", what, err)
+			err = fmt.Errorf("%s: %w", what, err)
 		}
 	}()
 	return f()
 }
 
-func disabled() bool { return os.Getenv("OTEL_SDK_DISABLED") == "true" }
+func disabled() bool {
+	return strings.EqualFold(strings.TrimSpace(os.Getenv("OTEL_SDK_DISABLED")), "true")
+}

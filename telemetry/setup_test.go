@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -159,7 +160,9 @@ func TestSetup_otlpHTTP(t *testing.T) {
 	t.Setenv("OTEL_LOGS_EXPORTER", "otlp")
 	tel := setup(t, telemetry.WithServiceName("shop"), telemetry.WithServiceVersion("1.2.3"))
 	ctx, s := tel.TracerProvider().Tracer("test").Start(t.Context(), "by http")
-	slog.New(tel.Handler(slog.DiscardHandler)).ErrorContext(ctx, "it happened", "where", "here")
+	log := slog.New(tel.Handler(slog.DiscardHandler))
+	log.DebugContext(ctx, "nobody wants to know")
+	log.InfoContext(ctx, "it happened", "where", "here")
 	s.End()
 	if err := tel.Shutdown(within(t)); err != nil {
 		t.Fatal(err)
@@ -175,7 +178,11 @@ func TestSetup_otlpHTTP(t *testing.T) {
 	if len(c.logs) != 1 {
 		t.Fatalf("%d exports of log records", len(c.logs))
 	}
-	record := c.logs[0].GetResourceLogs()[0].GetScopeLogs()[0].GetLogRecords()[0]
+	records := c.logs[0].GetResourceLogs()[0].GetScopeLogs()[0].GetLogRecords()
+	if len(records) != 1 {
+		t.Errorf("%d log records: %v", len(records), records)
+	}
+	record := records[0]
 	id := s.SpanContext().TraceID()
 	if record.GetBody().GetStringValue() != "it happened" || !bytes.Equal(record.GetTraceId(), id[:]) {
 		t.Errorf("log record %v is not of trace %v", record, id)
@@ -223,8 +230,8 @@ func TestSetup_collectorDown(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	server.Close() // nobody listens there now
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", server.URL)
-	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
-	tel := setup(t)
+	var out lockedBuffer
+	tel := setup(t, telemetry.WithLogger(slog.New(slog.NewTextHandler(&out, nil))))
 	for range 3 {
 		span(t, tel, "lost")
 	}
@@ -237,6 +244,36 @@ func TestSetup_collectorDown(t *testing.T) {
 	if got := series[`otel_sdk_exporter_span_exported_total{error_type="export_failed"}`]; got != 3 {
 		t.Errorf("%v spans are counted as not exported, want 3", got)
 	}
+	if got := out.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "connection refused") {
+		t.Errorf("the log says:\n%s", got)
+	}
+	span(t, tel, "lost, too")
+	if err := tel.Shutdown(ctx); err == nil || !strings.Contains(err.Error(), "1 spans were not exported") {
+		t.Errorf("Shutdown = %v", err)
+	}
+	span(t, tel, "after the end")
+	series, _ = scrapeText(t, tel)
+	if got := series["otel_sdk_processor_span_queue_size"]; got != 0 {
+		t.Errorf("%v spans wait for ever", got)
+	}
+}
+
+// A lockedBuffer is a buffer that may be written to from everywhere.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }
 
 // A fakeExporter is a SpanExporter made of functions.
@@ -386,7 +423,25 @@ func TestSetup_refuses(t *testing.T) {
 			},
 			want: []string{"WithServiceName", "WithSampleRatio", "WithSpanQueueSize", "WithRegistry", "WithLogger"},
 		},
-		{name: "queue", env: map[string]string{"OTEL_BSP_MAX_QUEUE_SIZE": "many"}, want: []string{"OTEL_BSP_MAX_QUEUE_SIZE"}},
+		{
+			name: "every variable at once",
+			env: map[string]string{
+				"OTEL_BSP_MAX_QUEUE_SIZE": "many", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "-1", "OTEL_TRACES_SAMPLER": "sometimes",
+				"OTEL_PROPAGATORS": "tracecontext, pigeon",
+			},
+			opts: []telemetry.Option{telemetry.WithServiceName("")},
+			want: []string{
+				"OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_TRACES_SAMPLER", "OTEL_PROPAGATORS", "pigeon", "WithServiceName",
+			},
+		},
+		{
+			name: "every exporter at once",
+			env: map[string]string{
+				"OTEL_TRACES_EXPORTER": "pigeon", "OTEL_METRICS_EXPORTER": "pigeon", "OTEL_LOGS_EXPORTER": "pigeon",
+			},
+			want: []string{"OTEL_TRACES_EXPORTER", "OTEL_METRICS_EXPORTER", "OTEL_LOGS_EXPORTER"},
+		},
+		{name: "protocol", env: map[string]string{"OTEL_EXPORTER_OTLP_PROTOCOL": "pigeon"}, want: []string{"OTEL_EXPORTER_OTLP_PROTOCOL"}},
 		{name: "sampler", env: map[string]string{"OTEL_TRACES_SAMPLER": "sometimes"}, want: []string{"OTEL_TRACES_SAMPLER", "sometimes"}},
 		{
 			name: "ratio", env: map[string]string{"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "2"},
@@ -413,39 +468,145 @@ func TestSetup_refuses(t *testing.T) {
 	}
 }
 
-// The environment's Prometheus exporter would open a port without a word.
+// The environment's Prometheus exporter would open a port without a word, and
+// fail where it is taken.
 func TestSetup_opensNoPort(t *testing.T) {
-	t.Setenv("OTEL_METRICS_EXPORTER", "prometheus")
-	t.Setenv("OTEL_TRACES_EXPORTER", "none")
-	t.Setenv("OTEL_EXPORTER_PROMETHEUS_PORT", "0")
-	free, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	taken, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "localhost:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, port, _ := net.SplitHostPort(free.Addr().String())
-	if err := free.Close(); err != nil {
-		t.Fatal(err)
-	}
+	defer func() { _ = taken.Close() }()
+	_, port, _ := net.SplitHostPort(taken.Addr().String())
+	t.Setenv("OTEL_METRICS_EXPORTER", "prometheus")
+	t.Setenv("OTEL_TRACES_EXPORTER", "none")
 	t.Setenv("OTEL_EXPORTER_PROMETHEUS_PORT", port)
 	setup(t)
-	conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", "localhost:"+port)
-	if err == nil {
-		_ = conn.Close()
-		t.Errorf("somebody listens on port %s", port)
+}
+
+// Where no spans are exported, those of others are not cut off from each other.
+func TestSetup_withoutTraces(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		env  map[string]string
+		opts []telemetry.Option
+	}{
+		{name: "disabled", env: map[string]string{"OTEL_SDK_DISABLED": "true"}, opts: []telemetry.Option{neverExport(t)}},
+		{name: "disabled, in capitals", env: map[string]string{"OTEL_SDK_DISABLED": "TRUE", "OTEL_TRACES_SAMPLER": "nonsense"}},
+		{name: "none", env: map[string]string{"OTEL_TRACES_EXPORTER": "none"}},
+		{name: "nil", opts: []telemetry.Option{telemetry.WithSpanExporter(nil)}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for k, v := range tt.env {
+				t.Setenv(k, v)
+			}
+			tel := setup(t, tt.opts...)
+			if span(t, tel, "root").IsValid() {
+				t.Error("a root is made")
+			}
+			parent := parentOf(true)
+			ctx, s := tel.TracerProvider().Tracer("test").Start(trace.ContextWithRemoteSpanContext(t.Context(), parent), "child")
+			s.End()
+			if got := trace.SpanContextFromContext(ctx); got.SpanID() != parent.SpanID() || !got.IsSampled() {
+				t.Errorf("the parent %v becomes %v", parent, got)
+			}
+			if err := tel.Shutdown(within(t)); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
-func TestSetup_disabled(t *testing.T) {
-	t.Setenv("OTEL_SDK_DISABLED", "true")
-	tel := setup(t, telemetry.WithSpanExporter(fakeExporter{export: func(context.Context, []sdktrace.ReadOnlySpan) error {
+func neverExport(t *testing.T) telemetry.Option {
+	t.Helper()
+	return telemetry.WithSpanExporter(fakeExporter{export: func(context.Context, []sdktrace.ReadOnlySpan) error {
 		t.Error("a span is exported")
 		return nil
-	}}))
-	if span(t, tel, "none").IsSampled() {
-		t.Error("a span is sampled")
+	}})
+}
+
+// The environment's queue and batch sizes are taken, and a batch fits the queue.
+func TestSetup_batches(t *testing.T) {
+	for _, tt := range []struct {
+		queue, batch string
+		size         int
+		spans, want  int // the first batch
+	}{
+		{queue: "", batch: "", size: 10_000, spans: 600, want: 512},
+		{queue: "", batch: "100", size: 10_000, spans: 200, want: 100},
+		{queue: "", batch: "4096", size: 10_000, spans: 5000, want: 4096},
+		{queue: "50", batch: "400", size: 10_000, spans: 40, want: 25},
+		{queue: "", batch: "400", size: 100, spans: 60, want: 50},
+	} {
+		t.Run(fmt.Sprintf("%+v", tt), func(t *testing.T) {
+			t.Setenv("OTEL_BSP_MAX_QUEUE_SIZE", tt.queue)
+			t.Setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", tt.batch)
+			t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "60000") // only what is full is sent
+			first := make(chan int, 1)
+			tel := setup(t, telemetry.WithSpanQueueSize(tt.size), telemetry.WithSpanExporter(fakeExporter{
+				export: func(_ context.Context, ss []sdktrace.ReadOnlySpan) error {
+					select {
+					case first <- len(ss):
+					default:
+					}
+					return nil
+				},
+			}))
+			for range tt.spans {
+				span(t, tel, "one of many")
+			}
+			select {
+			case n := <-first:
+				if n != tt.want {
+					t.Errorf("the first batch has %d spans, want %d", n, tt.want)
+				}
+			case <-time.After(patience):
+				t.Error("nothing is sent")
+			}
+		})
 	}
-	if err := tel.Shutdown(within(t)); err != nil {
-		t.Error(err)
+}
+
+// A hanging exporter of spans leaves time for the last metrics.
+func TestShutdown_leavesTimeForMetrics(t *testing.T) {
+	var c collector
+	server := httptest.NewServer(&c)
+	defer server.Close()
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", server.URL)
+	t.Setenv("OTEL_METRICS_EXPORTER", "otlp")
+	release := make(chan struct{})
+	defer close(release)
+	tel := setup(t, telemetry.WithSpanExporter(fakeExporter{export: func(context.Context, []sdktrace.ReadOnlySpan) error {
+		<-release
+		return nil
+	}}))
+	span(t, tel, "stuck")
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	defer cancel()
+	if err := tel.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Shutdown = %v", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.metrics == 0 {
+		t.Error("no metrics were pushed")
+	}
+}
+
+// A set-up that fails leaves the program's registry as it was.
+func TestSetup_failedLeavesNothing(t *testing.T) {
+	t.Setenv("OTEL_METRICS_EXPORTER", "pigeon")
+	registry := prometheus.NewRegistry()
+	opts := []telemetry.Option{telemetry.WithoutGlobals(), telemetry.WithRegistry(registry), telemetry.WithSpanExporter(fakeExporter{})}
+	if _, err := telemetry.Setup(t.Context(), opts...); err == nil {
+		t.Fatal("no error")
+	}
+	if families, err := registry.Gather(); err != nil || len(families) > 0 {
+		t.Errorf("the registry has %d families, %v", len(families), err)
+	}
+	t.Setenv("OTEL_METRICS_EXPORTER", "none")
+	tel := setup(t, opts...)
+	if series, _ := scrapeText(t, tel); series["go_goroutines"] == 0 {
+		t.Error("nothing is collected")
 	}
 }
 
@@ -467,7 +628,7 @@ func TestWithRegistry(t *testing.T) {
 
 // Failures of the export are reported once a minute, not once each.
 func TestErrorHandler_isNotSpammed(t *testing.T) {
-	var buf bytes.Buffer
+	var buf lockedBuffer
 	t.Setenv("OTEL_TRACES_EXPORTER", "none")
 	tel, err := telemetry.Setup(t.Context(), telemetry.WithLogger(slog.New(slog.NewTextHandler(&buf, nil))))
 	if err != nil {
@@ -477,7 +638,7 @@ func TestErrorHandler_isNotSpammed(t *testing.T) {
 		otel.Handle(errors.New("no collector"))
 	}
 	if got := strings.Count(buf.String(), "no collector"); got != 1 {
-		t.Errorf("%d lines:\n%s", got, &buf)
+		t.Errorf("%d lines:\n%s", got, buf.String())
 	}
 	if err := tel.Shutdown(within(t)); err != nil {
 		t.Error(err)

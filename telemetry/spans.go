@@ -4,54 +4,29 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync/atomic"
 
-	"go.opentelemetry.io/contrib/exporters/autoexport"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 )
 
-func (t *Telemetry) startTraces(ctx context.Context, cfg *config, res *resource.Resource) error {
-	s, err := samplerFromEnv(cfg.ratio)
-	if err != nil {
-		return err
-	}
-	opts := []sdktrace.TracerProviderOption{sdktrace.WithResource(res), sdktrace.WithSampler(s)}
-	var exporter sdktrace.SpanExporter
-	switch {
-	case disabled():
-	case cfg.exporter != nil:
-		exporter = *cfg.exporter
-	default:
-		if exporter, err = autoexport.NewSpanExporter(ctx); err != nil {
-			return fmt.Errorf("OTEL_TRACES_EXPORTER: %w", err)
-		}
-	}
-	if exporter == nil || autoexport.IsNoneSpanExporter(exporter) {
-		opts = append(opts, sdktrace.WithSampler(sdktrace.NeverSample())) // what nobody gets need not be made
-		t.tracers = sdktrace.NewTracerProvider(opts...)
+// startTraces starts nothing where nobody gets the spans.
+func (t *Telemetry) startTraces(cfg *config, res *resource.Resource, exporter sdktrace.SpanExporter) error {
+	if exporter == nil {
 		return nil
 	}
-	queue := &spanQueue{limit: int64(cfg.queueSize)}
-	if err := queue.instruments(t.meters.Meter(scopeName)); err != nil {
-		return err
-	}
+	queue := &spanQueue{limit: int64(cfg.queueSize), problems: t.problems}
 	// The SDK's own processor has room for more than ours lets in, so it never
 	// drops a span that nobody counts.
 	const spare = 1024
-	size := cfg.queueSize + spare
-	batcher := []sdktrace.BatchSpanProcessorOption{sdktrace.WithMaxQueueSize(size)}
-	if os.Getenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE") == "" {
-		const batch = 512
-		batcher = append(batcher, sdktrace.WithMaxExportBatchSize(min(batch, max(cfg.queueSize/2, 1)))) //nolint:mnd // half of it
-	}
-	queue.next = sdktrace.NewBatchSpanProcessor(&countedExporter{queue: queue, next: exporter}, batcher...)
+	queue.next = sdktrace.NewBatchSpanProcessor(&countedExporter{queue: queue, next: exporter},
+		sdktrace.WithMaxQueueSize(cfg.queueSize+spare), sdktrace.WithMaxExportBatchSize(cfg.batchSize))
 	t.queue = queue
-	t.tracers = sdktrace.NewTracerProvider(append(opts, sdktrace.WithSpanProcessor(queue))...)
-	return nil
+	t.tracers = sdktrace.NewTracerProvider(
+		sdktrace.WithResource(res), sdktrace.WithSampler(cfg.sampler), sdktrace.WithSpanProcessor(queue))
+	return queue.instruments(t.meters.Meter(scopeName))
 }
 
 const scopeName = "github.com/monotel/monotel/telemetry"
@@ -60,8 +35,11 @@ const scopeName = "github.com/monotel/monotel/telemetry"
 // too many. Neither costs the one whose span it is more than two atomic
 // additions.
 type spanQueue struct {
-	next  sdktrace.SpanProcessor
-	limit int64
+	next     sdktrace.SpanProcessor
+	limit    int64
+	problems *problems
+	stopped  atomic.Bool
+	lastErr  atomic.Pointer[error] // of an export
 
 	waiting  atomic.Int64
 	taken    atomic.Int64
@@ -105,6 +83,10 @@ func (q *spanQueue) OnEnd(s sdktrace.ReadOnlySpan) {
 	if !s.SpanContext().IsSampled() {
 		return
 	}
+	if q.stopped.Load() {
+		q.dropped.Add(1)
+		return
+	}
 	if q.waiting.Add(1) > q.limit {
 		q.waiting.Add(-1)
 		q.dropped.Add(1)
@@ -114,8 +96,24 @@ func (q *spanQueue) OnEnd(s sdktrace.ReadOnlySpan) {
 	q.next.OnEnd(s)
 }
 
-func (q *spanQueue) Shutdown(ctx context.Context) error   { return q.next.Shutdown(ctx) }
-func (q *spanQueue) ForceFlush(ctx context.Context) error { return q.next.ForceFlush(ctx) }
+func (q *spanQueue) Shutdown(ctx context.Context) error {
+	q.stopped.Store(true)
+	return q.flushed(ctx, q.next.Shutdown)
+}
+
+func (q *spanQueue) ForceFlush(ctx context.Context) error { return q.flushed(ctx, q.next.ForceFlush) }
+
+// flushed adds the spans that could not be exported meanwhile, which the SDK's
+// processor does not always speak of.
+func (q *spanQueue) flushed(ctx context.Context, flush func(context.Context) error) error {
+	before := q.failed.Load()
+	err := flush(ctx)
+	lost, last := q.failed.Load()-before, q.lastErr.Load()
+	if lost > 0 && last != nil {
+		return errors.Join(err, fmt.Errorf("%d spans were not exported: %w", lost, *last))
+	}
+	return err
+}
 
 // A countedExporter counts what becomes of the spans that leave the queue.
 type countedExporter struct {
@@ -123,22 +121,22 @@ type countedExporter struct {
 	next  sdktrace.SpanExporter
 }
 
-func (e *countedExporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) (err error) {
+// ExportSpans reports what goes wrong by itself, to the program's logger, and
+// returns nil: the SDK would tell its global error handler, whosever that is.
+func (e *countedExporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
 	n := int64(len(spans))
 	e.queue.waiting.Add(-n)
-	defer func() {
-		if v := recover(); v != nil {
-			err = fmt.Errorf("span exporter panicked: %v", v)
-		}
-		if err != nil {
-			e.queue.failed.Add(n)
-			return
-		}
+	err := contained("span exporter", func() error { return e.next.ExportSpans(ctx, spans) })
+	if err == nil {
 		e.queue.exported.Add(n)
-	}()
-	return e.next.ExportSpans(ctx, spans)
+		return nil
+	}
+	e.queue.lastErr.Store(&err)
+	e.queue.failed.Add(n)
+	e.queue.problems.Handle(err)
+	return nil
 }
 
 func (e *countedExporter) Shutdown(ctx context.Context) error {
-	return contained("span exporter", func() error { return e.next.Shutdown(ctx) })
+	return contained("shut down the span exporter", func() error { return e.next.Shutdown(ctx) })
 }

@@ -18,9 +18,11 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/baggage"
 	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 )
 
 func TestPublish_withoutProviderMakesNoHeader(t *testing.T) {
@@ -488,6 +490,157 @@ func TestTracers_placeholder(t *testing.T) { //nolint:paralleltest // changes Op
 		t.Errorf("%d spans, want the second one", len(r.Ended()))
 	}
 }
+
+// A message goes on in the trace of its publish for five minutes, and no longer.
+// One from the future, by another clock, is fresh.
+func TestConsumer_freshness(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		freshFor, age time.Duration
+		core, want    bool
+	}{
+		{0, 4*time.Minute + 59*time.Second, false, true},
+		{0, 5*time.Minute + time.Second, false, false},
+		{0, -time.Hour, false, true},
+		{time.Second, 2 * time.Second, false, false},
+		{-1, -time.Second, false, false},
+		{-1, 0, true, true},
+	} {
+		r, tp := recorded(t)
+		c := newTelemetry(t, Config{TracerProvider: tp, Settings: Settings{FreshFor: tt.freshFor}}).Consumer(Route{Template: "a", Group: "g", Stream: "s"})
+		now := time.Now()
+		m := &Message{Header: nats.Header{"traceparent": {testParent}}}
+		if !tt.core {
+			m.Attempt, m.Stored = 1, now.Add(-tt.age)
+		}
+		var d Delivery
+		c.Start(t.Context(), &d, m, now)
+		d.Return(nil)
+		if got := last(t, r).Parent().IsValid(); got != tt.want {
+			t.Errorf("%+v: continued is %v", tt, got)
+		}
+	}
+}
+
+// A broken traceparent of the caller's takes its tracestate with it.
+func TestInject_replacesMalformed(t *testing.T) {
+	t.Parallel()
+	p := newTelemetry(t, Config{TracerProvider: sampledTracers(t)}).Publisher("a")
+	_, o := p.Start(t.Context())
+	h, injected := o.Inject("a", nats.Header{"Traceparent": {"nonsense"}, "Tracestate": {"a=1"}, "k": {"v"}}, 1, false)
+	o.End(nil)
+	if !injected || len(h) != 2 || len(h["traceparent"]) != 1 {
+		t.Errorf("sent: %v", h)
+	}
+}
+
+type testLimits struct {
+	most    int64
+	headers bool
+}
+
+func (l testLimits) MaxPayload() int64      { return l.most }
+func (l testLimits) HeadersSupported() bool { return l.headers }
+
+// A header is only added if the server takes the message with it.
+func TestInject_limits(t *testing.T) {
+	t.Parallel()
+	const header = len("NATS/1.0\r\ntraceparent: ") + len(testParent) + len("\r\n\r\n")
+	for _, tt := range []struct {
+		limits Limits
+		size   int
+		want   bool
+	}{
+		{nil, 1 << 30, true},
+		{testLimits{1000, true}, 1000 - header, true},
+		{testLimits{1000, true}, 1000 - header + 1, false},
+		{testLimits{1000, false}, 1, false},
+	} {
+		m := newMeter()
+		tel := newTelemetry(t, Config{TracerProvider: sampledTracers(t), MeterProvider: m})
+		tel.SetServer("", tt.limits)
+		_, o := tel.Publisher("a").Start(t.Context())
+		h, got := o.Inject("a", nil, tt.size, false)
+		o.End(nil)
+		if got != tt.want || got != (len(h) > 0) {
+			t.Errorf("%+v: injected is %v, %v", tt, got, h)
+		}
+		if _, dropped := m.collect(t)["mono.trace_context"]; dropped == tt.want {
+			t.Errorf("%+v: dropped is counted: %v", tt, dropped)
+		}
+	}
+}
+
+// Views may drop one histogram and keep the others.
+func TestMetrics_views(t *testing.T) {
+	t.Parallel()
+	for _, drop := range []string{"messaging.process.duration", "messaging.client.operation.duration"} {
+		reader := metric.NewManualReader()
+		mp := metric.NewMeterProvider(metric.WithReader(reader), metric.WithView(metric.NewView(
+			metric.Instrument{Name: drop}, metric.Stream{Aggregation: metric.AggregationDrop{}})))
+		tel := newTelemetry(t, Config{MeterProvider: mp})
+		_, o := tel.Publisher("a").Start(t.Context())
+		o.End(nil)
+		c := tel.Consumer(Route{Template: "a", Group: "g"})
+		var d Delivery
+		c.Start(t.Context(), &d, &Message{}, time.Now())
+		d.Return(nil)
+		got := meter{mp, reader}.collect(t)
+		for _, name := range []string{"messaging.process.duration", "messaging.client.operation.duration"} {
+			if _, ok := got[name]; ok == (name == drop) {
+				t.Errorf("%s is dropped, and %s is there: %v", drop, name, ok)
+			}
+		}
+	}
+}
+
+// A span of another kind than the SDK's may keep the attributes it is given.
+func TestSpans_ofOthersKeepTheirAttributes(t *testing.T) {
+	t.Parallel()
+	k := &keeper{}
+	p := newTelemetry(t, Config{TracerProvider: k}).Publisher("a")
+	for range 3 {
+		_, o := p.Start(t.Context())
+		o.Inject("a", nil, 1, false)
+		o.Stored("s", 1, false)
+		o.End(nil)
+	}
+	for i, attrs := range k.kept {
+		if len(attrs) == 0 || attrs[0].Key != keySystem {
+			t.Errorf("span %d has %v", i, attrs)
+		}
+	}
+}
+
+// A keeper is provider, tracer and span, and keeps the attributes' slices.
+type keeper struct {
+	noop.TracerProvider
+
+	kept [][]attribute.KeyValue
+}
+
+type (
+	keeperTracer struct {
+		noop.Tracer
+
+		k *keeper
+	}
+	keeperSpan struct {
+		noop.Span
+
+		k *keeper
+	}
+)
+
+func (k *keeper) Tracer(string, ...trace.TracerOption) trace.Tracer { return keeperTracer{k: k} }
+
+func (t keeperTracer) Start(ctx context.Context, _ string, _ ...trace.SpanStartOption) (context.Context, trace.Span) {
+	return ctx, keeperSpan{k: t.k}
+}
+
+func (keeperSpan) IsRecording() bool { return true }
+
+func (s keeperSpan) SetAttributes(attrs ...attribute.KeyValue) { s.k.kept = append(s.k.kept, attrs) }
 
 func TestSettings_Validate(t *testing.T) {
 	t.Parallel()

@@ -164,7 +164,8 @@ func (o *Publish) describe(subject string, h nats.Header, size int) {
 	if o.attrs == nil { // else it is sent again
 		o.attrs = takeAttrs()
 	}
-	attrs := append((*o.attrs)[:0], keySystem.String(systemNATS), keyDestination.String(clean(subject, maxAttribute)))
+	attrs := (*o.attrs)[:0]
+	attrs = append(attrs, keySystem.String(systemNATS), keyDestination.String(clean(subject, maxAttribute)))
 	if id := h.Get(msgIDHeader); id != "" {
 		attrs = append(attrs, keyMessageID.String(clean(id, maxAttribute)))
 	}
