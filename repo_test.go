@@ -33,12 +33,17 @@ func TestImports(t *testing.T) {
 	}{
 		{"./mono", []string{
 			module + "/helper", module + "/internal", module + "/examples", module + "/mono/monotest",
-			"go.opentelemetry.io/otel/sdk", "go.opentelemetry.io/otel/exporters", "github.com/prometheus", "testing",
+			"go.opentelemetry.io/otel/sdk", "go.opentelemetry.io/otel/exporters", "go.opentelemetry.io/contrib", "github.com/prometheus", "testing",
 		}},
 		{"./mono/embedded", []string{module + "/helper", module + "/examples", "testing"}},
+		{"./telemetry/messaging", []string{
+			module + "/mono", module + "/helper", module + "/internal", "go.opentelemetry.io/otel/sdk", "go.opentelemetry.io/otel/exporters",
+			"go.opentelemetry.io/contrib", "github.com/prometheus", "testing",
+		}},
+		{"./telemetry", []string{module + "/mono", module + "/helper", module + "/internal", "testing"}},
 		{"./helper", []string{
 			module + "/internal", module + "/examples", module + "/mono/monotest",
-			"go.opentelemetry.io/otel/sdk", "go.opentelemetry.io/otel/exporters", "github.com/prometheus", "testing",
+			"go.opentelemetry.io/otel/sdk", "go.opentelemetry.io/otel/exporters", "go.opentelemetry.io/contrib", "github.com/prometheus", "testing",
 		}},
 	} {
 		t.Run(tt.pkg, func(t *testing.T) {

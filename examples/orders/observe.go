@@ -110,19 +110,27 @@ func (ob *observation) logs(h slog.Handler) slog.Handler {
 	return ob.tel.Handler(h)
 }
 
-// stop sends the last spans, and ends.
+// stop ends the page, sends the last spans, and ends.
 func (ob *observation) stop(ctx context.Context) error {
-	const patience = 5 * time.Second // for a collector that does not answer
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
-	defer cancel()
+	const (
+		forScrape    = time.Second     // for one that is under way
+		forCollector = 5 * time.Second // for one that does not answer
+	)
+	ctx = context.WithoutCancel(ctx)
 	var errs []error
 	if ob.server != nil {
-		errs = append(errs, ob.server.Shutdown(ctx))
+		ctx, cancel := context.WithTimeout(ctx, forScrape)
+		defer cancel()
+		if err := ob.server.Shutdown(ctx); err != nil {
+			errs = append(errs, err, ob.server.Close())
+		}
 		if err := <-ob.served; !errors.Is(err, http.ErrServerClosed) {
 			errs = append(errs, err)
 		}
 	}
 	if ob.tel != nil {
+		ctx, cancel := context.WithTimeout(ctx, forCollector)
+		defer cancel()
 		errs = append(errs, ob.tel.Shutdown(ctx))
 	}
 	return errors.Join(errs...)

@@ -52,10 +52,20 @@ func (b *traceBook) show(w io.Writer, paint func(style, string) string) {
 	for _, s := range b.spans {
 		byTrace[s.SpanContext().TraceID()] = append(byTrace[s.SpanContext().TraceID()], s)
 	}
+	// The attempts after the first are traces of their own, linked to the publish.
+	attempts := make(map[trace.SpanID][]sdktrace.ReadOnlySpan)
+	for _, s := range b.spans {
+		if operation(s) != "process" || s.Parent().IsValid() {
+			continue
+		}
+		for _, l := range s.Links() {
+			attempts[l.SpanContext.SpanID()] = append(attempts[l.SpanContext.SpanID()], s)
+		}
+	}
 	var best story
 	for _, s := range b.spans {
 		if _, ok := attr(s, keyOrder); ok {
-			if st := b.follow(s, byTrace); st.better(best) {
+			if st := follow(s, byTrace, attempts); st.better(best) {
 				best = st
 			}
 		}
@@ -76,21 +86,19 @@ type story struct {
 	acked  bool
 }
 
-// follow collects the attempts after the first, which are traces of their own
-// with a link to the publish.
-func (b *traceBook) follow(order sdktrace.ReadOnlySpan, byTrace map[trace.TraceID][]sdktrace.ReadOnlySpan) story {
+// follow collects what came of an order.
+func follow(order sdktrace.ReadOnlySpan, byTrace map[trace.TraceID][]sdktrace.ReadOnlySpan,
+	attempts map[trace.SpanID][]sdktrace.ReadOnlySpan,
+) story {
 	own := byTrace[order.SpanContext().TraceID()]
 	st := story{order: order, traces: [][]sdktrace.ReadOnlySpan{own}, names: make(map[trace.SpanID]string)}
 	for _, s := range own {
-		if operation(s) == "publish" {
-			st.names[s.SpanContext().SpanID()] = "the publish"
+		if operation(s) != "publish" {
+			continue
 		}
-	}
-	for _, s := range b.spans {
-		linked := operation(s) == "process" && !s.Parent().IsValid() &&
-			slices.ContainsFunc(s.Links(), func(l sdktrace.Link) bool { return st.names[l.SpanContext.SpanID()] == "the publish" })
-		if linked {
-			st.traces = append(st.traces, byTrace[s.SpanContext().TraceID()])
+		st.names[s.SpanContext().SpanID()] = "the publish"
+		for _, a := range attempts[s.SpanContext().SpanID()] {
+			st.traces = append(st.traces, byTrace[a.SpanContext().TraceID()])
 		}
 	}
 	for _, spans := range st.traces {

@@ -139,7 +139,7 @@ var (
 	metricSettlements = Metric{
 		Name: "mono.settlements", Kind: Counter, Unit: unitMessage,
 		Description: "Settlements sent to the server: ack, nak, nak_delay, term, in_progress. The outcome is error when one could not " +
-			"be sent, in which case the message comes back after its AckWait. A nak that the retry policy delays is a nak_delay; " +
+			"be sent, in which case the message comes back after its AckWait. One that is sent again because the server missed it counts once. A nak that the retry policy delays is a nak_delay; " +
 			"in_progress includes the leases that are extended while a handler runs.",
 		Attributes: []attribute.Key{keyTemplate, keyConsumerGroup, keyMetricSettlement, keyMetricOutcome},
 	}
@@ -186,7 +186,8 @@ var (
 	metricTraceContext = Metric{
 		Name: "mono.trace_context", Kind: Counter, Unit: unitMessage,
 		Description: "Trace context of the messages that handlers got: continued, linked (the message was not fresh), absent, or malformed. " +
-			"Malformed also counts publishes with a malformed header, which is replaced.",
+			"Malformed also counts publishes with a malformed header, which is replaced. Dropped counts publishes that would have been " +
+			"too large with it.",
 		Attributes: []attribute.Key{keyTemplate, keyConsumerGroup, keyMetricState},
 	}
 	metricConsumerPending = Metric{
