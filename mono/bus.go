@@ -114,12 +114,12 @@ func (b *bus) Publish(ctx context.Context, msg *Msg) error {
 		_, _, err := b.through(ctx, msg, publishCore)
 		return err
 	}
-	r, err := b.check(ctx, msg)
+	r, d, err := b.check(ctx, msg)
 	if err != nil {
 		return b.refused(ctx, msg, err)
 	}
-	ctx, op := r.publisher(msg.Subject).Start(ctx)
-	err = r.publishCore(ctx, msg, &op)
+	ctx, op := d.publisher.Start(ctx)
+	err = r.publishCore(ctx, d, msg, &op)
 	op.End(err)
 	return err
 }
@@ -129,12 +129,12 @@ func (b *bus) PublishStream(ctx context.Context, msg *Msg) (*PubAck, error) {
 		ack, _, err := b.through(ctx, msg, publishStream)
 		return ack, err
 	}
-	r, err := b.check(ctx, msg)
+	r, d, err := b.check(ctx, msg)
 	if err != nil {
 		return nil, b.refused(ctx, msg, err)
 	}
-	ctx, op := r.publisher(msg.Subject).Start(ctx)
-	ack, err := r.publishStream(ctx, msg, &op)
+	ctx, op := d.publisher.Start(ctx)
+	ack, err := r.publishStream(ctx, d, msg, &op)
 	op.End(err)
 	return ack, err
 }
@@ -144,11 +144,11 @@ func (b *bus) PublishStreamAsync(ctx context.Context, msg *Msg) (*PubAckFuture, 
 		_, future, err := b.through(ctx, msg, publishAsync)
 		return future, err
 	}
-	r, err := b.check(ctx, msg)
+	r, d, err := b.check(ctx, msg)
 	if err != nil {
 		return nil, b.refused(ctx, msg, err)
 	}
-	ctx, op := r.publisher(msg.Subject).Start(ctx)
+	ctx, op := d.publisher.Start(ctx)
 	future, err := r.async.publish(ctx, msg, &op)
 	if err != nil {
 		op.End(err)
@@ -159,7 +159,8 @@ func (b *bus) PublishStreamAsync(ctx context.Context, msg *Msg) (*PubAckFuture, 
 // refused records a publish that was refused before it began.
 func (b *bus) refused(ctx context.Context, msg *Msg, err error) error {
 	if r := b.run.Load(); r != nil && msg != nil {
-		_, op := r.publisher(msg.Subject).Start(ctx)
+		d, _ := r.destination(msg.Subject)
+		_, op := d.publisher.Start(ctx)
 		op.End(err)
 	}
 	return err
@@ -172,7 +173,8 @@ func (b *bus) through(ctx context.Context, msg *Msg, mode publishMode) (ack *Pub
 	}
 	call := &publishCall{mode: mode}
 	if r := b.run.Load(); r != nil {
-		ctx, call.op = r.publisher(msg.Subject).Start(ctx)
+		d, _ := r.destination(msg.Subject)
+		ctx, call.op = d.publisher.Start(ctx)
 		call.held = true
 	}
 	defer func() { ack, future = call.finish(err) }()
@@ -188,13 +190,13 @@ func (b *bus) through(ctx context.Context, msg *Msg, mode publishMode) (ack *Pub
 }
 
 func (b *bus) send(ctx context.Context, msg *Msg, call *publishCall) error {
-	r, err := b.check(ctx, msg)
+	r, d, err := b.check(ctx, msg)
 	if err != nil {
 		return err
 	}
 	op, ok := call.take()
 	if !ok { // the first one was sent, or is being sent
-		ctx, op = r.publisher(msg.Subject).Start(ctx)
+		ctx, op = d.publisher.Start(ctx)
 	}
 	var (
 		ack    *PubAck
@@ -202,9 +204,9 @@ func (b *bus) send(ctx context.Context, msg *Msg, call *publishCall) error {
 	)
 	switch call.mode {
 	case publishCore:
-		err = r.publishCore(ctx, msg, &op)
+		err = r.publishCore(ctx, d, msg, &op)
 	case publishStream:
-		ack, err = r.publishStream(ctx, msg, &op)
+		ack, err = r.publishStream(ctx, d, msg, &op)
 	case publishAsync:
 		future, err = r.async.publish(ctx, msg, &op)
 	}
@@ -270,32 +272,38 @@ func (c *publishCall) finish(err error) (*PubAck, *PubAckFuture) {
 
 var errNilMsg = fmt.Errorf("publish: %w: message is nil", ErrInvalidConfig)
 
-// check refuses what cannot be sent, and finds the run that sends.
-func (b *bus) check(ctx context.Context, msg *Msg) (*run, error) {
+// check refuses what cannot be sent, and finds the run that sends and what it
+// knows of the subject.
+func (b *bus) check(ctx context.Context, msg *Msg) (r *run, d *destination, err error) {
 	if msg == nil {
-		return nil, errNilMsg
+		return nil, nil, errNilMsg
 	}
-	if err := checkSubject(msg.Subject); err != nil {
-		return nil, fmt.Errorf("publish: %w", err)
+	declared := false
+	if r = b.run.Load(); r != nil {
+		d, declared = r.destination(msg.Subject)
+	}
+	if !declared { // else it was checked when the event was
+		if err := checkSubject(msg.Subject); err != nil {
+			return nil, nil, fmt.Errorf("publish: %w", err)
+		}
 	}
 	if len(msg.Header) > 0 {
 		if err := checkHeader(msg.Header); err != nil {
-			return nil, fmt.Errorf("publish on %q: %w", msg.Subject, err)
+			return nil, nil, fmt.Errorf("publish on %q: %w", msg.Subject, err)
 		}
 	}
-	r := b.run.Load()
 	if r == nil {
-		return nil, fmt.Errorf("publish on %q: %w", msg.Subject, ErrNotStarted)
+		return nil, nil, fmt.Errorf("publish on %q: %w", msg.Subject, ErrNotStarted)
 	}
 	if ctx.Err() != nil {
-		return nil, fmt.Errorf("publish on %q: %w", msg.Subject, context.Cause(ctx))
+		return nil, nil, fmt.Errorf("publish on %q: %w", msg.Subject, context.Cause(ctx))
 	}
-	return r, nil
+	return r, d, nil
 }
 
-func (r *run) publishCore(ctx context.Context, msg *Msg, op *messaging.Publish) error {
-	if r.storesSubject(msg.Subject) {
-		_, err := r.publishStream(ctx, msg, op)
+func (r *run) publishCore(ctx context.Context, d *destination, msg *Msg, op *messaging.Publish) error {
+	if d.durable {
+		_, err := r.publishStream(ctx, d, msg, op)
 		return err
 	}
 	// The nats.Msg stays on the stack, as long as nothing else gets it.
@@ -307,7 +315,7 @@ func (r *run) publishCore(ctx context.Context, msg *Msg, op *messaging.Publish) 
 	return nil
 }
 
-func (r *run) publishStream(ctx context.Context, msg *Msg, op *messaging.Publish) (*PubAck, error) {
+func (r *run) publishStream(ctx context.Context, d *destination, msg *Msg, op *messaging.Publish) (*PubAck, error) {
 	header, injected := op.Inject(msg.Subject, msg.Header, len(msg.Data), false)
 	ack, err := r.store(ctx, msg, header)
 	if injected && isTooLarge(err) { // perhaps by the trace context, which is not worth a message
@@ -315,7 +323,7 @@ func (r *run) publishStream(ctx context.Context, msg *Msg, op *messaging.Publish
 		header = msg.Header
 		ack, err = r.store(ctx, msg, header)
 	}
-	if errors.Is(err, jetstream.ErrNoStreamResponse) && r.storesSubject(msg.Subject) && r.restore(time.Now()) == nil {
+	if errors.Is(err, jetstream.ErrNoStreamResponse) && d.durable && r.restore(time.Now()) == nil {
 		// The stream was there when we started. It is again.
 		ack, err = r.store(ctx, msg, header)
 	}

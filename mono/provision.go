@@ -126,7 +126,7 @@ func (r *run) arrangeStreams(ctx context.Context, updates bool) error {
 			return err
 		}
 		if len(t.changes) == 0 || try == arrangeTries {
-			r.topology.Store(t)
+			r.setTopology(t)
 			return nil
 		}
 		if err := r.apply(ctx, t.changes); err != nil {

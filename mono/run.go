@@ -36,11 +36,12 @@ type run struct {
 	js     jetstream.JetStream
 	async  *asyncPublisher
 
-	tel                *messaging.Telemetry
-	publishers         map[string]*messaging.Publisher // by the subjects of declared events
-	unmatched, inboxes *messaging.Publisher
-	polls              sync.WaitGroup
-	stopPolls          context.CancelFunc
+	tel       *messaging.Telemetry
+	polls     sync.WaitGroup
+	stopPolls context.CancelFunc
+
+	destinations       atomic.Pointer[map[string]*destination] // of declared events, by subject
+	unmatched, inboxes destination
 
 	streamRegs []*streamRegistration
 	streams    []*streamConsumer
@@ -96,7 +97,7 @@ func (r *run) start(ctx context.Context) error {
 		return err
 	}
 	r.streamRegs = streamRegs
-	r.knowPublishers()
+	r.setTopology(nil)
 	if err := r.provision(ctx); err != nil {
 		return err
 	}
@@ -255,11 +256,35 @@ func (r *run) whileConnected() context.Context {
 	return r.connected
 }
 
-// storesSubject reports whether a stream stores the subject, as far as this App
-// knows.
-func (r *run) storesSubject(subject string) bool {
-	t := r.topology.Load()
-	return t != nil && t.durable[subject]
+// A destination is what is known of a subject that is published on. A publish
+// looks it up once.
+type destination struct {
+	publisher *messaging.Publisher
+	durable   bool // a stream stores the subject, as far as this App knows
+}
+
+// setTopology keeps what was planned, nil before that, for publishes.
+func (r *run) setTopology(t *topology) {
+	r.topology.Store(t)
+	events := r.app.registry.GetAllEvents()
+	all := make(map[string]*destination, len(events))
+	for _, e := range events {
+		all[e.Subject] = &destination{publisher: r.tel.Publisher(e.Subject), durable: t != nil && t.durable[e.Subject]}
+	}
+	r.destinations.Store(&all)
+}
+
+// destination finds what is known of a subject, and whether an event declares it.
+func (r *run) destination(subject string) (d *destination, declared bool) {
+	if all := r.destinations.Load(); all != nil {
+		if d = (*all)[subject]; d != nil {
+			return d, true
+		}
+	}
+	if strings.HasPrefix(subject, r.nc.Opts.InboxPrefix+".") || strings.HasPrefix(subject, "_INBOX.") {
+		return &r.inboxes, false
+	}
+	return &r.unmatched, false
 }
 
 // lastChance is what a module's Stop gets when there is no time left.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -57,28 +56,9 @@ func (r *run) openTelemetry() error {
 		r.app.telemetry = t
 	}
 	r.tel = r.app.telemetry
-	r.unmatched, r.inboxes = r.tel.Publisher(messaging.TemplateUnmatched), r.tel.Publisher(messaging.TemplateInbox)
+	r.unmatched.publisher = r.tel.Publisher(messaging.TemplateUnmatched)
+	r.inboxes.publisher = r.tel.Publisher(messaging.TemplateInbox)
 	return nil
-}
-
-// knowPublishers has a publisher for each declared event.
-func (r *run) knowPublishers() {
-	events := r.app.registry.GetAllEvents()
-	r.publishers = make(map[string]*messaging.Publisher, len(events))
-	for _, e := range events {
-		r.publishers[e.Subject] = r.tel.Publisher(e.Subject)
-	}
-}
-
-// publisher finds what records publishes on a subject.
-func (r *run) publisher(subject string) *messaging.Publisher {
-	if p := r.publishers[subject]; p != nil {
-		return p
-	}
-	if strings.HasPrefix(subject, r.nc.Opts.InboxPrefix+".") || strings.HasPrefix(subject, "_INBOX.") {
-		return r.inboxes
-	}
-	return r.unmatched
 }
 
 // How often the server is asked about the consumers, and for how long after

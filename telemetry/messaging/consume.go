@@ -161,8 +161,8 @@ type Message struct {
 // returned; the zero value records nothing but settlements.
 type Delivery struct {
 	c        *Consumer
-	ctx      context.Context //nolint:containedctx // that of the span
-	span     trace.Span
+	ctx      context.Context       //nolint:containedctx // that of the span
+	span     trace.Span            // nil: there is none
 	attrs    *[]attribute.KeyValue // of the span, set when it ends; nil if it does not record
 	begin    time.Time
 	stored   time.Time
@@ -176,7 +176,7 @@ type Delivery struct {
 // its publish, and returns the context to handle it with. ctx has no span, see
 // Bare. now is the time, so that a batch reads the clock once.
 func (c *Consumer) Start(ctx context.Context, d *Delivery, m *Message, now time.Time) (out context.Context) {
-	d.c, d.ctx, d.span, d.begin, d.stored = c, ctx, noSpan, now, m.Stored
+	d.c, d.ctx, d.begin, d.stored = c, ctx, now, m.Stored
 	d.attempt, d.sequence = m.Attempt, m.StreamSequence
 	out = ctx //nolint:wastedassign // what is returned when a hook panics
 	c.consumed.n.Add(1)
@@ -344,7 +344,9 @@ func (d *Delivery) Left() bool { return d.left.Load() }
 // remember keeps the span for the next attempt to link to.
 func (d *Delivery) remember() {
 	defer contain()
-	d.c.t.attempts.remember(attemptKey{d.c, d.sequence}, d.span.SpanContext())
+	if d.span != nil {
+		d.c.t.attempts.remember(attemptKey{d.c, d.sequence}, d.span.SpanContext())
+	}
 }
 
 // Extended counts an in-progress, sent or not because of err.
@@ -368,8 +370,8 @@ var settleOptions = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindCli
 
 // Settle begins a settlement of d.
 func (c *Consumer) Settle(d *Delivery, kind Settlement) (s Settle) {
-	s = Settle{c: c, d: d, kind: kind, span: noSpan}
-	if d.c == nil { // it never got to a handler
+	s = Settle{c: c, d: d, kind: kind}
+	if d.c == nil || d.span == nil { // it never got to a handler, or leaves no trace
 		return s
 	}
 	if kind == Nak || kind == NakDelay {
@@ -454,7 +456,7 @@ const maxBatchLinks = 128
 // are in traces of their own. The returned context carries a span that links to
 // those of them that are sampled.
 func (c *Consumer) StartBatch(ctx context.Context, n int, delivery func(int) *Delivery) (out context.Context, b Batch) {
-	out, b = ctx, Batch{t: c.t, span: noSpan}
+	out, b = ctx, Batch{t: c.t}
 	defer contain()
 	tracer := c.t.tracers.get()
 	if tracer == nil {
@@ -462,8 +464,8 @@ func (c *Consumer) StartBatch(ctx context.Context, n int, delivery func(int) *De
 	}
 	var links []trace.Link
 	for i := 0; i < n && len(links) < maxBatchLinks; i++ {
-		if sc := delivery(i).span.SpanContext(); sc.IsSampled() {
-			links = append(links, trace.Link{SpanContext: sc})
+		if span := delivery(i).span; span != nil && span.SpanContext().IsSampled() {
+			links = append(links, trace.Link{SpanContext: span.SpanContext()})
 		}
 	}
 	opts := c.batchStart
@@ -484,7 +486,7 @@ func (c *Consumer) StartBatch(ctx context.Context, n int, delivery func(int) *De
 
 // End ends the call with the handler's error.
 func (b *Batch) End(err error) {
-	if b.t == nil {
+	if b.span == nil {
 		return
 	}
 	defer end(b.span)

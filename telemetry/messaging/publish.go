@@ -89,7 +89,7 @@ func (p *Publisher) observe(o metric.Observer) {
 // at a time; the zero value records nothing.
 type Publish struct {
 	p     *Publisher
-	span  trace.Span
+	span  trace.Span      // nil: there is none
 	ctx   context.Context //nolint:containedctx // that of the span, for exemplars
 	begin time.Time
 	attrs *[]attribute.KeyValue // of the span, set when it ends; nil if it does not record
@@ -98,9 +98,11 @@ type Publish struct {
 
 // Start begins a publish. The returned context carries its span.
 func (p *Publisher) Start(ctx context.Context) (out context.Context, o Publish) {
-	o = Publish{p: p, span: noSpan, ctx: ctx, begin: now(ctx, p.t.instruments.operationDuration)}
-	out = ctx
+	o, out = Publish{p: p, ctx: ctx}, ctx
 	defer contain()
+	if p.t.instruments.operationDuration.Enabled(ctx) {
+		o.begin = time.Now()
+	}
 	tracer := p.t.tracers.get()
 	if tracer == nil {
 		return out, o
@@ -123,13 +125,15 @@ func (o *Publish) Inject(subject string, h nats.Header, size int, core bool) (ou
 	}
 	defer contain()
 	t := o.p.t
-	if o.span.IsRecording() {
+	if o.span != nil && o.span.IsRecording() {
 		o.describe(subject, h, size)
 	}
 	if Carrier(h).has(t.fields) {
 		_, sc, state := t.extract(Bare(o.ctx), h)
 		if state == stateContinued {
-			o.span.AddLink(trace.Link{SpanContext: sc})
+			if o.span != nil {
+				o.span.AddLink(trace.Link{SpanContext: sc})
+			}
 			return out, false
 		}
 		o.p.malformed.n.Add(1)
@@ -213,6 +217,11 @@ func (o *Publish) End(err error) {
 	if o.p == nil {
 		return
 	}
+	if err == nil && o.span == nil && o.begin.IsZero() { // all that there is, in a program without telemetry
+		o.Cancel()
+		o.p.sent.n.Add(1)
+		return
+	}
 	defer end(o.span)
 	defer contain()
 	i := &o.p.t.instruments
@@ -249,6 +258,9 @@ func (p *Publisher) failure(err error) (errorType string, f *publishFailure) {
 
 // end ends a span, by itself: what goes wrong there, or before, stays there.
 func end(span trace.Span) {
+	if span == nil {
+		return
+	}
 	defer contain()
 	span.End()
 }
@@ -256,7 +268,7 @@ func end(span trace.Span) {
 // fail marks a span. The text of an error may hold what is not meant to be
 // stored, so the type has to do.
 func fail(span trace.Span, errorType string) {
-	if span.IsRecording() {
+	if span != nil && span.IsRecording() {
 		span.SetStatus(codes.Error, errorType)
 		span.SetAttributes(keyErrorType.String(errorType))
 	}
