@@ -277,7 +277,7 @@ func (r *run) setTopology(t *topology) {
 // destination finds what is known of a subject, and whether an event declares it.
 func (r *run) destination(subject string) (d *destination, declared bool) {
 	if all := r.destinations.Load(); all != nil {
-		if d = (*all)[subject]; d != nil {
+		if d := (*all)[subject]; d != nil {
 			return d, true
 		}
 	}
