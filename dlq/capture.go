@@ -1,0 +1,217 @@
+package dlq
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Codes of the server that jetstream has no names for.
+const codeWrongLastSequence = 10071
+
+// The limit of JetStream for a message's header, less a margin for what others
+// may add.
+const maxHeader = 64<<10 - 1<<10
+
+// What is kept of diagnostics, most first: the first that fits is taken. The
+// message counts more than what is said about it.
+var diagnostics = []struct{ stack, text int }{ // bytes
+	{stack: 16 << 10, text: 8 << 10},
+	{stack: 2 << 10, text: 1 << 10},
+	{stack: 0, text: 256},
+}
+
+// Capture stores a record and returns when the dead-letter stream has
+// acknowledged it. captured is false if it was stored before, which is as good:
+// the message may be terminated in both cases, and in no other. more are further
+// headers of the record, such as its trace context.
+//
+// It takes a round trip, and several more if the message does not fit beside its
+// diagnostics. It changes r: what is redacted or put elsewhere.
+func (s *Store) Capture(ctx context.Context, r *Record, more nats.Header) (captured bool, err error) {
+	s.redact(r)
+	msg, err := s.message(ctx, r, more)
+	if err != nil {
+		return false, fmt.Errorf("capture dead letter %s: %w", r.ID, err)
+	}
+	// No retries: whoever calls comes again, with the message.
+	_, err = s.js.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(0), jetstream.WithExpectStream(s.cfg.StreamName()),
+		jetstream.WithExpectLastSequencePerSubject(0))
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == codeWrongLastSequence {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("capture dead letter %s in stream %q: %w", r.ID, s.cfg.StreamName(), err)
+	}
+	return true, nil
+}
+
+// redact takes away what is not to be stored.
+func (s *Store) redact(r *Record) {
+	r.BodySize = len(r.Data)
+	omit := s.cfg.MetadataOnly
+	if s.cfg.Redact != nil && !omit {
+		omit = !callRedact(s.cfg.Redact, r)
+	}
+	if omit {
+		r.Data, r.Header, r.Error, r.ReasonText = nil, nil, "", ""
+		if r.Body == BodyInline {
+			r.Body = BodyOmitted
+		}
+	}
+}
+
+// callRedact reports whether the user's function has returned.
+func callRedact(redact func(*Record), r *Record) (ok bool) {
+	defer func() { _ = recover() }() // what it panics with may hold what was to be redacted
+	redact(r)
+	return true
+}
+
+// message makes the message to store, small enough for the server.
+func (s *Store) message(ctx context.Context, r *Record, more nats.Header) (*nats.Msg, error) {
+	msg := &nats.Msg{Subject: s.Subject(r.Stream, r.Consumer, r.ID), Data: r.Data}
+	limit := s.limit()
+	for _, d := range diagnostics {
+		if msg.Header = r.cut(d.stack, d.text, more); fits(msg, limit) {
+			return msg, nil
+		}
+	}
+	if err := s.putElsewhere(ctx, r); err != nil {
+		return nil, err
+	}
+	msg.Data = nil
+	for _, d := range diagnostics {
+		if msg.Header = r.cut(d.stack, d.text, more); fits(msg, limit) {
+			return msg, nil
+		}
+	}
+	return nil, fmt.Errorf("its metadata are %d bytes, and the server takes at most %d", wireSize(msg.Header), limit)
+}
+
+// limit is the most that the server takes, header and body.
+func (s *Store) limit() int64 {
+	limit := s.nc.MaxPayload()
+	if most := int64(s.cfg.Stream.MaxMsgSize); most > 0 {
+		limit = min(limit, most)
+	}
+	// For the headers that steer the publish.
+	const steering = 256
+	return limit - steering
+}
+
+func fits(msg *nats.Msg, limit int64) bool {
+	size := wireSize(msg.Header)
+	return size <= maxHeader && int64(size+len(msg.Data)) <= limit
+}
+
+// cut returns the record's header with shorter diagnostics.
+func (r *Record) cut(stack, text int, more nats.Header) nats.Header {
+	short := *r
+	short.Error, short.ReasonText = shorten(r.Error, text), shorten(r.ReasonText, text)
+	short.Stack = nil
+	for _, line := range r.Stack {
+		if stack -= len(line); stack < 0 {
+			break
+		}
+		short.Stack = append(short.Stack, line)
+	}
+	h := short.header()
+	maps.Copy(h, more)
+	return h
+}
+
+func shorten(s string, most int) string {
+	const mark = "…"
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most-len(mark)], "") + mark
+}
+
+// putElsewhere stores the body, and the headers if they are large, as objects of
+// the record's name.
+func (s *Store) putElsewhere(ctx context.Context, r *Record) error {
+	bucket, err := s.largeBucket(ctx)
+	if err != nil {
+		return err
+	}
+	put := func(name string, data []byte) error {
+		if _, err := bucket.Put(ctx, jetstream.ObjectMeta{Name: name}, bytes.NewReader(data)); err != nil {
+			return fmt.Errorf("put %d bytes into object store %q: %w", len(data), s.cfg.bucketName(), err)
+		}
+		return nil
+	}
+	if r.Body == BodyInline {
+		if err := put(r.ID, r.Data); err != nil {
+			return err
+		}
+		r.Body, r.BodyObject, r.BodySize, r.Data = BodyObject, r.ID, len(r.Data), nil
+	}
+	const small = 16 << 10
+	if headers := encodeHeaders(r.Header); len(r.Header) > 0 && len(headers) > small {
+		name := r.ID + ".headers"
+		if err := put(name, []byte(headers)); err != nil {
+			return err
+		}
+		r.Header, r.HeadersObject = nil, name
+	}
+	return nil
+}
+
+func (s *Store) largeBucket(ctx context.Context) (jetstream.ObjectStore, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bucket != nil {
+		return s.bucket, nil
+	}
+	cfg := s.cfg.streamConfig()
+	bucket, err := s.js.ObjectStore(ctx, s.cfg.bucketName())
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		bucket, err = s.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{
+			Bucket: s.cfg.bucketName(), Description: "Bodies of dead letters that are too large for stream " + s.cfg.StreamName(),
+			MaxBytes: cfg.MaxBytes, Storage: cfg.Storage, Replicas: cfg.Replicas, Placement: cfg.Placement, TTL: cfg.MaxAge,
+		})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("object store %q: %w", s.cfg.bucketName(), err)
+	}
+	s.bucket = bucket
+	return bucket, nil
+}
+
+// Load reads a record from a message of the dead-letter stream, with what was put
+// elsewhere.
+func (s *Store) Load(ctx context.Context, h nats.Header, data []byte) (*Record, error) {
+	r, err := Decode(h, data)
+	if r == nil || r.Body != BodyObject && r.HeadersObject == "" {
+		return r, err
+	}
+	errs := []error{err}
+	bucket, err := s.largeBucket(ctx)
+	if err != nil {
+		return r, errors.Join(append(errs, err)...)
+	}
+	if r.Body == BodyObject {
+		r.Data, err = bucket.GetBytes(ctx, r.BodyObject)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("body of dead letter %s: %w", r.ID, err))
+		}
+	}
+	if r.HeadersObject != "" {
+		text, err := bucket.GetBytes(ctx, r.HeadersObject)
+		if err == nil {
+			r.Header, err = decodeHeaders(string(text))
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("headers of dead letter %s: %w", r.ID, err))
+		}
+	}
+	return r, errors.Join(errs...)
+}

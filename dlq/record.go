@@ -1,0 +1,404 @@
+package dlq
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/nats-io/nats.go"
+)
+
+// A Reason says why a message is a dead letter. The list is closed; a reader of
+// an older version keeps what it does not know.
+type Reason string
+
+// The reasons.
+const (
+	ReasonTerminated         Reason = "terminated"           // Term or TermWithReason
+	ReasonPermanentError     Reason = "permanent_error"      // the handler returned mono.Permanent
+	ReasonAttemptsExhausted  Reason = "attempts_exhausted"   // every attempt failed
+	ReasonPanic              Reason = "panic"                // the last attempt panicked
+	ReasonCrashed            Reason = "crashed"              // every attempt ended without an outcome, as when the process crashes
+	ReasonUndecodable        Reason = "undecodable"          // the payload does not decode as the event's type
+	ReasonExternalMaxDeliver Reason = "external_max_deliver" // the server gave up for a consumer that is not ours
+	ReasonExternalTerminated Reason = "external_terminated"  // a consumer that is not ours terminated it
+	ReasonExpired            Reason = "expired"              // it was gone before it could be captured
+)
+
+// Reasons lists the reasons.
+func Reasons() []Reason {
+	return []Reason{
+		ReasonTerminated, ReasonPermanentError, ReasonAttemptsExhausted, ReasonPanic, ReasonCrashed, ReasonUndecodable,
+		ReasonExternalMaxDeliver, ReasonExternalTerminated, ReasonExpired,
+	}
+}
+
+// The headers of a record on the wire. Values are text; those that say so are
+// JSON, so that nothing in them can break a header. What is zero is left out.
+const (
+	HeaderVersion           = "Dlq-Version"            // of the format, see FormatVersion
+	HeaderID                = "Dlq-Id"                 // see ID
+	HeaderReason            = "Dlq-Reason"             // see Reason
+	HeaderReasonText        = "Dlq-Reason-Text"        // JSON string: what was said with the reason
+	HeaderSubject           = "Dlq-Subject"            // original subject
+	HeaderHeaders           = "Dlq-Headers"            // JSON: original headers, see docs/dead-letter-format.md
+	HeaderHeadersObject     = "Dlq-Headers-Object"     // name of the object that holds them, if they are too large
+	HeaderBody              = "Dlq-Body"               // where the body is, see BodyPlace
+	HeaderBodyObject        = "Dlq-Body-Object"        // name of the object that holds it
+	HeaderBodySize          = "Dlq-Body-Size"          // in bytes, if the body is not in the record
+	HeaderEvent             = "Dlq-Event"              // module, name and version of the event, joined by slashes
+	HeaderStream            = "Dlq-Stream"             // the stream that stored the message
+	HeaderStreamCreated     = "Dlq-Stream-Created"     // RFC 3339, when that stream was made
+	HeaderStreamSequence    = "Dlq-Stream-Sequence"    // its sequence there
+	HeaderConsumer          = "Dlq-Consumer"           // durable name of the consumer that gave up
+	HeaderConsumerSequence  = "Dlq-Consumer-Sequence"  // of its last delivery
+	HeaderDeliveries        = "Dlq-Deliveries"         // how often it was delivered
+	HeaderStored            = "Dlq-Stored"             // RFC 3339, when it was stored
+	HeaderFirstFailed       = "Dlq-First-Failed"       // RFC 3339, when the first attempt failed, if that is known
+	HeaderFailed            = "Dlq-Failed"             // RFC 3339, when it was given up
+	HeaderError             = "Dlq-Error"              // JSON string: text of the error
+	HeaderErrorType         = "Dlq-Error-Type"         // as in telemetry's error.type
+	HeaderErrorTypes        = "Dlq-Error-Types"        // JSON array: Go types of the error and what it wraps
+	HeaderStack             = "Dlq-Stack"              // JSON array: lines of the stack of a panic
+	HeaderTraceparent       = "Dlq-Traceparent"        // of the failing attempt; the record's own is traceparent
+	HeaderOriginTraceparent = "Dlq-Origin-Traceparent" // of the publish
+	HeaderApp               = "Dlq-App"
+	HeaderAppVersion        = "Dlq-App-Version"
+	HeaderModule            = "Dlq-Module"
+	HeaderHost              = "Dlq-Host"
+)
+
+const headerPrefix = "Dlq-"
+
+// FormatVersion is that of the records that this package writes. A reader may
+// rely on the headers of a version to keep their meaning; new ones may come.
+const FormatVersion = 1
+
+// A BodyPlace says where the original body is.
+type BodyPlace string
+
+// The places.
+const (
+	BodyInline  BodyPlace = ""        // it is the record's
+	BodyObject  BodyPlace = "object"  // in the object store, with what else did not fit
+	BodyOmitted BodyPlace = "omitted" // not kept, see Config.MetadataOnly
+	BodyGone    BodyPlace = "gone"    // its stream did not have it any more
+)
+
+// A Record is a dead letter: the original message, and what is known of its
+// failure. What is not known is zero.
+type Record struct {
+	ID         string // see ID
+	Reason     Reason
+	ReasonText string // what was said with the reason
+
+	Subject       string
+	Header        nats.Header
+	HeadersObject string // where Header is, if it was too large; then Header is nil
+	Data          []byte
+	Body          BodyPlace // where Data is
+	BodyObject    string    // name of the object
+	BodySize      int       // in bytes, also where Data is not here
+
+	Event            string // module/name/version
+	Stream           string
+	StreamCreated    time.Time
+	StreamSequence   uint64
+	Consumer         string
+	ConsumerSequence uint64
+	Deliveries       uint64
+	Stored           time.Time
+	FirstFailed      time.Time
+	Failed           time.Time
+
+	Error      string
+	ErrorType  string   // as in telemetry's error.type
+	ErrorTypes []string // Go types, outermost first
+	Stack      []string // lines
+
+	Traceparent       string // of the failing attempt
+	OriginTraceparent string // of the publish
+
+	App, AppVersion, Module, Host string
+
+	// Unknown holds the headers that this version does not know.
+	Unknown nats.Header
+}
+
+// ID identifies what failed where: the same message of the same consumer has the
+// same ID, however often it is captured. A stream that was deleted and made again
+// begins its sequences anew, so its time of creation counts.
+func ID(stream string, created time.Time, consumer string, sequence uint64) string {
+	h := sha256.New()
+	var n [8]byte
+	for _, s := range []string{stream, consumer} {
+		binary.BigEndian.PutUint64(n[:], uint64(len(s)))
+		h.Write(n[:])
+		h.Write([]byte(s))
+	}
+	binary.BigEndian.PutUint64(n[:], uint64(created.UnixNano()))
+	h.Write(n[:])
+	binary.BigEndian.PutUint64(n[:], sequence)
+	h.Write(n[:])
+	const size = 15 // bytes: 24 characters, and no two alike in this universe's time
+	return strings.ToLower(base32.StdEncoding.EncodeToString(h.Sum(nil)[:size]))
+}
+
+// header returns the headers of the record on the wire, without those that only
+// steer its publish.
+func (r *Record) header() nats.Header {
+	h := make(nats.Header, len(r.Unknown)+32) //nolint:mnd // as many as there are
+	text := func(key, value string) {
+		if value != "" {
+			h[key] = []string{oneLine(value)}
+		}
+	}
+	number := func(key string, n uint64) {
+		if n != 0 {
+			h[key] = []string{strconv.FormatUint(n, 10)}
+		}
+	}
+	when := func(key string, t time.Time) {
+		if !t.IsZero() {
+			h[key] = []string{t.UTC().Format(time.RFC3339Nano)}
+		}
+	}
+	maps.Copy(h, r.Unknown)
+	number(HeaderVersion, FormatVersion)
+	text(HeaderID, r.ID)
+	text(HeaderReason, string(r.Reason))
+	if r.ReasonText != "" {
+		h[HeaderReasonText] = []string{toJSON(r.ReasonText)}
+	}
+	text(HeaderSubject, r.Subject)
+	if len(r.Header) > 0 {
+		h[HeaderHeaders] = []string{encodeHeaders(r.Header)}
+	}
+	text(HeaderHeadersObject, r.HeadersObject)
+	text(HeaderBody, string(r.Body))
+	text(HeaderBodyObject, r.BodyObject)
+	if r.Body != BodyInline {
+		number(HeaderBodySize, uint64(max(r.BodySize, 0)))
+	}
+	text(HeaderEvent, r.Event)
+	text(HeaderStream, r.Stream)
+	when(HeaderStreamCreated, r.StreamCreated)
+	number(HeaderStreamSequence, r.StreamSequence)
+	text(HeaderConsumer, r.Consumer)
+	number(HeaderConsumerSequence, r.ConsumerSequence)
+	number(HeaderDeliveries, r.Deliveries)
+	when(HeaderStored, r.Stored)
+	when(HeaderFirstFailed, r.FirstFailed)
+	when(HeaderFailed, r.Failed)
+	if r.Error != "" {
+		h[HeaderError] = []string{toJSON(r.Error)}
+	}
+	text(HeaderErrorType, r.ErrorType)
+	if len(r.ErrorTypes) > 0 {
+		h[HeaderErrorTypes] = []string{toJSON(r.ErrorTypes)}
+	}
+	if len(r.Stack) > 0 {
+		h[HeaderStack] = []string{toJSON(r.Stack)}
+	}
+	text(HeaderTraceparent, r.Traceparent)
+	text(HeaderOriginTraceparent, r.OriginTraceparent)
+	text(HeaderApp, r.App)
+	text(HeaderAppVersion, r.AppVersion)
+	text(HeaderModule, r.Module)
+	text(HeaderHost, r.Host)
+	return h
+}
+
+// ErrNotARecord reports a message that is no dead letter.
+var ErrNotARecord = errors.New("not a dead-letter record")
+
+// Decode reads a record. What cannot be read is left zero and named in the error:
+// the record is good for the rest. It is nil, with [ErrNotARecord], if the message
+// is no record. The record shares data.
+func Decode(h nats.Header, data []byte) (*Record, error) {
+	if h.Get(HeaderVersion) == "" || h.Get(HeaderID) == "" {
+		return nil, fmt.Errorf("%w: it lacks %s or %s", ErrNotARecord, HeaderVersion, HeaderID)
+	}
+	r := &Record{}
+	var errs []error
+	bad := func(key string, err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("header %s is %.100q: %w", key, h.Get(key), err))
+		}
+	}
+	known := map[string]func(v string) error{
+		HeaderVersion: func(v string) error {
+			if n, err := strconv.Atoi(v); err != nil || n < 1 {
+				return errors.New("want a number from 1")
+			}
+			return nil
+		},
+		HeaderID:                textInto(&r.ID),
+		HeaderReason:            textInto((*string)(&r.Reason)),
+		HeaderReasonText:        jsonInto(&r.ReasonText),
+		HeaderSubject:           textInto(&r.Subject),
+		HeaderHeaders:           func(v string) (err error) { r.Header, err = decodeHeaders(v); return err },
+		HeaderHeadersObject:     textInto(&r.HeadersObject),
+		HeaderBody:              textInto((*string)(&r.Body)),
+		HeaderBodyObject:        textInto(&r.BodyObject),
+		HeaderBodySize:          func(v string) (err error) { r.BodySize, err = strconv.Atoi(v); return err },
+		HeaderEvent:             textInto(&r.Event),
+		HeaderStream:            textInto(&r.Stream),
+		HeaderStreamCreated:     timeInto(&r.StreamCreated),
+		HeaderStreamSequence:    numberInto(&r.StreamSequence),
+		HeaderConsumer:          textInto(&r.Consumer),
+		HeaderConsumerSequence:  numberInto(&r.ConsumerSequence),
+		HeaderDeliveries:        numberInto(&r.Deliveries),
+		HeaderStored:            timeInto(&r.Stored),
+		HeaderFirstFailed:       timeInto(&r.FirstFailed),
+		HeaderFailed:            timeInto(&r.Failed),
+		HeaderError:             jsonInto(&r.Error),
+		HeaderErrorType:         textInto(&r.ErrorType),
+		HeaderErrorTypes:        jsonInto(&r.ErrorTypes),
+		HeaderStack:             jsonInto(&r.Stack),
+		HeaderTraceparent:       textInto(&r.Traceparent),
+		HeaderOriginTraceparent: textInto(&r.OriginTraceparent),
+		HeaderApp:               textInto(&r.App),
+		HeaderAppVersion:        textInto(&r.AppVersion),
+		HeaderModule:            textInto(&r.Module),
+		HeaderHost:              textInto(&r.Host),
+	}
+	for key, read := range known {
+		if v := h.Get(key); v != "" {
+			bad(key, read(v))
+		}
+	}
+	for key, vs := range h {
+		if _, ok := known[key]; !ok && strings.HasPrefix(key, headerPrefix) {
+			if r.Unknown == nil {
+				r.Unknown = make(nats.Header)
+			}
+			r.Unknown[key] = slices.Clone(vs)
+		}
+	}
+	if r.Body == BodyInline {
+		r.Data, r.BodySize = data, len(data)
+	}
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return r, errors.Join(errs...)
+}
+
+func textInto(to *string) func(string) error {
+	return func(v string) error { *to = v; return nil }
+}
+
+func numberInto(to *uint64) func(string) error {
+	return func(v string) (err error) { *to, err = strconv.ParseUint(v, 10, 64); return err }
+}
+
+func timeInto(to *time.Time) func(string) error {
+	return func(v string) (err error) { *to, err = time.Parse(time.RFC3339Nano, v); return err }
+}
+
+func jsonInto[T any](to *T) func(string) error {
+	return func(v string) error {
+		var read T
+		if err := json.Unmarshal([]byte(v), &read); err != nil {
+			return err
+		}
+		*to = read
+		return nil
+	}
+}
+
+// A headerEntry is one value of one original header. Base64 holds what is not
+// UTF-8.
+type headerEntry struct {
+	Key         string `json:"k,omitempty"`
+	KeyBase64   []byte `json:"k64,omitempty"`
+	Value       string `json:"v,omitempty"`
+	ValueBase64 []byte `json:"v64,omitempty"`
+}
+
+func encodeHeaders(h nats.Header) string {
+	keys := make([]string, 0, len(h))
+	for k := range h {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	entries := make([]headerEntry, 0, len(keys))
+	for _, k := range keys {
+		for _, v := range h[k] {
+			var e headerEntry
+			if utf8.ValidString(k) {
+				e.Key = k
+			} else {
+				e.KeyBase64 = []byte(k)
+			}
+			if utf8.ValidString(v) {
+				e.Value = v
+			} else {
+				e.ValueBase64 = []byte(v)
+			}
+			entries = append(entries, e)
+		}
+	}
+	return toJSON(entries)
+}
+
+func decodeHeaders(s string) (nats.Header, error) {
+	var entries []headerEntry
+	if err := json.Unmarshal([]byte(s), &entries); err != nil {
+		return nil, err
+	}
+	h := make(nats.Header, len(entries))
+	for _, e := range entries {
+		k, v := e.Key, e.Value
+		if len(e.KeyBase64) > 0 {
+			k = string(e.KeyBase64)
+		}
+		if len(e.ValueBase64) > 0 {
+			v = string(e.ValueBase64)
+		}
+		h[k] = append(h[k], v)
+	}
+	return h, nil
+}
+
+// toJSON never fails for what it is given here: strings, which lose what is not
+// UTF-8.
+func toJSON(v any) string {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// oneLine makes a text fit for a header.
+func oneLine(s string) string {
+	return strings.TrimSpace(strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, s))
+}
+
+// wireSize is the size of a header as the client writes it.
+func wireSize(h nats.Header) int {
+	n := len("NATS/1.0\r\n\r\n")
+	for k, vs := range h {
+		for _, v := range vs {
+			n += len(k) + len(": ") + len(v) + len("\r\n")
+		}
+	}
+	return n
+}

@@ -1,0 +1,198 @@
+package dlq
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// A Config says where dead letters are kept, and what of them. The zero value is
+// the default.
+type Config struct {
+	// Stream is the dead-letter stream. Name defaults to "DLQ", MaxBytes to 1 GiB,
+	// Storage to files. Set MaxBytes, MaxAge, Replicas, Storage, Placement and the
+	// like; its subjects, retention and discard policy are ours. When it is full it
+	// refuses: what cannot be captured stays in its own stream, and is captured
+	// when there is room again.
+	Stream jetstream.StreamConfig
+
+	// MetadataOnly keeps neither bodies nor headers nor the text of errors, only
+	// what failed where, when and how. Such a dead letter can be replayed only as
+	// long as its stream has the message.
+	MetadataOnly bool
+
+	// Redact may change a record before anything of it is stored: its Header, Data,
+	// Error, ReasonText and Stack. It is called for each capture, from several
+	// goroutines, and should be quick. When it panics, the record is stored as if
+	// MetadataOnly were set.
+	Redact func(r *Record)
+}
+
+// ErrInvalidConfig reports a Config that cannot work.
+var ErrInvalidConfig = errors.New("invalid configuration")
+
+// ErrStreamConflict reports a stream that exists and cannot be the dead-letter
+// stream.
+var ErrStreamConflict = errors.New("stream conflict")
+
+const (
+	defaultStream   = "DLQ"
+	defaultMaxBytes = 1 << 30
+	subjectPrefix   = "monotel.dlq."
+)
+
+// StreamName is the name of the dead-letter stream.
+func (c Config) StreamName() string {
+	if c.Stream.Name == "" {
+		return defaultStream
+	}
+	return c.Stream.Name
+}
+
+// bucketName is that of the object store for what is too large for a record.
+func (c Config) bucketName() string { return c.StreamName() + "_LARGE" }
+
+// Validate reports every problem at once, each naming the field to change.
+func (c Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%w: "+format, append([]any{ErrInvalidConfig}, args...)...))
+	}
+	s := c.Stream
+	if name := c.StreamName(); strings.ContainsAny(name, " \t\r\n.*>/\\") {
+		bad("Stream.Name is %q, want a name without spaces, dots, wildcards and slashes", name)
+	}
+	if len(s.Subjects) > 0 {
+		bad("Stream.Subjects is %q, want none: the records have subjects of their own", s.Subjects)
+	}
+	if s.Retention != jetstream.LimitsPolicy {
+		bad("Stream.Retention is %v, want limits: dead letters are read more than once", s.Retention)
+	}
+	if s.MaxMsgsPerSubject > 0 {
+		bad("Stream.MaxMsgsPerSubject is %d, want none: a dead letter's history is on its subject", s.MaxMsgsPerSubject)
+	}
+	if s.Mirror != nil || len(s.Sources) > 0 || s.SubjectTransform != nil || s.RePublish != nil || s.NoAck || s.Sealed {
+		bad("Stream has a Mirror, Sources, SubjectTransform, RePublish, NoAck or Sealed, want none of them")
+	}
+	return errors.Join(errs...)
+}
+
+// streamConfig is what the server is asked for.
+func (c Config) streamConfig() jetstream.StreamConfig {
+	s := c.Stream
+	s.Name = c.StreamName()
+	s.Subjects = []string{c.subjects()}
+	s.Retention = jetstream.LimitsPolicy
+	s.Discard = jetstream.DiscardNew
+	s.AllowDirect = true
+	s.AllowRollup = true
+	if s.MaxBytes == 0 {
+		s.MaxBytes = defaultMaxBytes
+	}
+	if s.Description == "" {
+		s.Description = "Messages that could not be handled, see monotel's docs/dead-letter-format.md"
+	}
+	return s
+}
+
+// subjects has the stream's name in it, so that there can be several.
+func (c Config) subjects() string { return subjectPrefix + c.StreamName() + ".>" }
+
+// A Store keeps dead letters. It is safe for concurrent use.
+type Store struct {
+	nc  *nats.Conn
+	js  jetstream.JetStream
+	cfg Config
+
+	mu     sync.Mutex
+	bucket jetstream.ObjectStore // made when it is first needed
+}
+
+// NewStore returns a store. It touches no network; see [Store.Provision].
+func NewStore(nc *nats.Conn, js jetstream.JetStream, cfg Config) (*Store, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("dead letters: %w", err)
+	}
+	return &Store{nc: nc, js: js, cfg: cfg}, nil
+}
+
+// Provision makes the dead-letter stream, unless it is there. Limits of a stream
+// that exists are left as they are: an operator may have changed them. What would
+// lose dead letters is an [ErrStreamConflict].
+func (s *Store) Provision(ctx context.Context) error {
+	want := s.cfg.streamConfig()
+	stream, err := s.js.Stream(ctx, want.Name)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		stream, err = s.js.CreateStream(ctx, want)
+		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another instance was quicker
+			stream, err = s.js.Stream(ctx, want.Name)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("dead-letter stream %q: %w", want.Name, err)
+	}
+	have := stream.CachedInfo().Config
+	if err := s.conflict(have); err != nil {
+		return err
+	}
+	if have.AllowDirect && have.AllowRollup {
+		return nil
+	}
+	have.AllowDirect, have.AllowRollup = true, true
+	if _, err := s.js.UpdateStream(ctx, have); err != nil {
+		return fmt.Errorf("dead-letter stream %q: allow direct gets and rollups: %w", want.Name, err)
+	}
+	return nil
+}
+
+// conflict says what is wrong with a stream that exists.
+func (s *Store) conflict(have jetstream.StreamConfig) error {
+	name, subject := s.cfg.StreamName(), s.cfg.subjects()
+	var problems []string
+	if !slices.Contains(have.Subjects, subject) {
+		problems = append(problems, fmt.Sprintf("its subjects are %q, without %q", have.Subjects, subject))
+	}
+	if have.Retention != jetstream.LimitsPolicy {
+		problems = append(problems, fmt.Sprintf("its retention is %v, want limits", have.Retention))
+	}
+	if have.Discard != jetstream.DiscardNew {
+		problems = append(problems, "when it is full it drops the oldest dead letter, want discard new")
+	}
+	if have.MaxMsgsPerSubject > 0 {
+		problems = append(problems, fmt.Sprintf("it keeps %d messages of a subject, want no such limit", have.MaxMsgsPerSubject))
+	}
+	if have.Sealed {
+		problems = append(problems, "it is sealed")
+	}
+	if len(problems) == 0 {
+		return nil
+	}
+	return fmt.Errorf("dead-letter stream %q: %w: %s; set Stream.Name of dlq.Config to another name, or change the stream",
+		name, ErrStreamConflict, strings.Join(problems, "; "))
+}
+
+// Subject is where the record of an ID is stored: with those of its stream and
+// consumer, which can be asked for with a wildcard.
+func (s *Store) Subject(stream, consumer, id string) string {
+	return subjectPrefix + s.cfg.StreamName() + "." + token(stream) + "." + token(consumer) + "." + id
+}
+
+// token makes a name fit for a subject. Names of streams and durable consumers
+// are.
+func token(name string) string {
+	if name == "" {
+		return "_"
+	}
+	return strings.Map(func(r rune) rune {
+		if r <= ' ' || r == 0x7f || r == '.' || r == '*' || r == '>' {
+			return '_'
+		}
+		return r
+	}, name)
+}
