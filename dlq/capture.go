@@ -13,7 +13,10 @@ import (
 )
 
 // Codes of the server that jetstream has no names for.
-const codeWrongLastSequence = 10071
+const (
+	codeWrongLastSequence = 10071
+	codeNoRoom            = 10047 // for the bytes that a stream reserves
+)
 
 // The limit of JetStream for a message's header, less a margin for what others
 // may add.
@@ -44,12 +47,38 @@ func (s *Store) Capture(ctx context.Context, r *Record, more nats.Header) (captu
 	_, err = s.js.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(0), jetstream.WithExpectStream(s.cfg.StreamName()),
 		jetstream.WithExpectLastSequencePerSubject(0))
 	if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == codeWrongLastSequence {
-		return false, nil
+		return false, s.checkSame(ctx, r, msg.Subject)
 	}
 	if err != nil {
 		return false, fmt.Errorf("capture dead letter %s in stream %q: %w", r.ID, s.cfg.StreamName(), err)
 	}
 	return true, nil
+}
+
+// ErrIDTaken reports that another message has the record's ID. That happens when
+// its stream was deleted and made again, and the record says the wrong time of
+// creation.
+var ErrIDTaken = errors.New("another message has the ID of this dead letter")
+
+// checkSame makes sure that what is stored already is the same message: it was
+// stored in its stream at the same time.
+func (s *Store) checkSame(ctx context.Context, r *Record, subject string) error {
+	stream, err := s.js.Stream(ctx, s.cfg.StreamName())
+	if err != nil {
+		return fmt.Errorf("look at dead letter %s: %w", r.ID, err)
+	}
+	first, err := stream.GetMsg(ctx, 0, jetstream.WithGetMsgSubject(subject))
+	if err != nil {
+		return fmt.Errorf("look at dead letter %s: %w", r.ID, err)
+	}
+	have, err := Decode(first.Header, first.Data)
+	if have == nil {
+		return fmt.Errorf("look at dead letter %s: %w", r.ID, err)
+	}
+	if !have.Stored.IsZero() && !r.Stored.IsZero() && !have.Stored.Equal(r.Stored) {
+		return fmt.Errorf("dead letter %s: %w", r.ID, ErrIDTaken)
+	}
+	return nil
 }
 
 // redact takes away what is not to be stored.

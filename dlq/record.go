@@ -226,14 +226,14 @@ var ErrNotARecord = errors.New("not a dead-letter record")
 // the record is good for the rest. It is nil, with [ErrNotARecord], if the message
 // is no record. The record shares data.
 func Decode(h nats.Header, data []byte) (*Record, error) {
-	if h.Get(HeaderVersion) == "" || h.Get(HeaderID) == "" {
+	if first(h, HeaderVersion) == "" || oneLine(first(h, HeaderID)) == "" {
 		return nil, fmt.Errorf("%w: it lacks %s or %s", ErrNotARecord, HeaderVersion, HeaderID)
 	}
 	r := &Record{}
 	var errs []error
 	bad := func(key string, err error) {
 		if err != nil {
-			errs = append(errs, fmt.Errorf("header %s is %.100q: %w", key, h.Get(key), err))
+			errs = append(errs, fmt.Errorf("header %s is %.100q: %w", key, first(h, key), err))
 		}
 	}
 	known := map[string]func(v string) error{
@@ -251,7 +251,7 @@ func Decode(h nats.Header, data []byte) (*Record, error) {
 		HeaderHeadersObject:     textInto(&r.HeadersObject),
 		HeaderBody:              textInto((*string)(&r.Body)),
 		HeaderBodyObject:        textInto(&r.BodyObject),
-		HeaderBodySize:          func(v string) (err error) { r.BodySize, err = strconv.Atoi(v); return err },
+		HeaderBodySize:          sizeInto(&r.BodySize),
 		HeaderEvent:             textInto(&r.Event),
 		HeaderStream:            textInto(&r.Stream),
 		HeaderStreamCreated:     timeInto(&r.StreamCreated),
@@ -274,7 +274,7 @@ func Decode(h nats.Header, data []byte) (*Record, error) {
 		HeaderHost:              textInto(&r.Host),
 	}
 	for key, read := range known {
-		if v := h.Get(key); v != "" {
+		if v := first(h, key); v != "" {
 			bad(key, read(v))
 		}
 	}
@@ -293,16 +293,52 @@ func Decode(h nats.Header, data []byte) (*Record, error) {
 	return r, errors.Join(errs...)
 }
 
+// first is Get, for headers that no server has seen: a key may lack values.
+func first(h nats.Header, key string) string {
+	if vs := h[key]; len(vs) > 0 {
+		return vs[0]
+	}
+	return ""
+}
+
+// textInto cleans as [Record.header] does, so that what is not written by us can
+// be shown, too.
 func textInto(to *string) func(string) error {
-	return func(v string) error { *to = v; return nil }
+	return func(v string) error { *to = oneLine(v); return nil }
 }
 
 func numberInto(to *uint64) func(string) error {
-	return func(v string) (err error) { *to, err = strconv.ParseUint(v, 10, 64); return err }
+	return func(v string) error {
+		n, err := strconv.ParseUint(v, 10, 64)
+		if err != nil { // n may be the largest number
+			return errors.New("want a number")
+		}
+		*to = n
+		return nil
+	}
+}
+
+func sizeInto(to *int) func(string) error {
+	return func(v string) error {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 0 {
+			return errors.New("want a number of bytes")
+		}
+		*to = n
+		return nil
+	}
 }
 
 func timeInto(to *time.Time) func(string) error {
-	return func(v string) (err error) { *to, err = time.Parse(time.RFC3339Nano, v); return err }
+	return func(v string) error {
+		t, err := time.Parse(time.RFC3339Nano, v)
+		t = t.UTC()
+		if err != nil || t.Year() < 0 || t.Year() > 9999 { // as another zone may make it
+			return errors.New("want a time of RFC 3339")
+		}
+		*to = t
+		return nil
+	}
 }
 
 func jsonInto[T any](to *T) func(string) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -15,8 +16,8 @@ import (
 // A Config says where dead letters are kept, and what of them. The zero value is
 // the default.
 type Config struct {
-	// Stream is the dead-letter stream. Name defaults to "DLQ", MaxBytes to 1 GiB,
-	// Storage to files. Set MaxBytes, MaxAge, Replicas, Storage, Placement and the
+	// Stream is the dead-letter stream. Name defaults to "DLQ", MaxBytes to 1 GiB, or
+	// less on a server that has no room for that, Storage to files. Set MaxBytes, MaxAge, Replicas, Storage, Placement and the
 	// like; its subjects, retention and discard policy are ours. When it is full it
 	// refuses: what cannot be captured stays in its own stream, and is captured
 	// when there is room again.
@@ -58,6 +59,9 @@ func (c Config) StreamName() string {
 // bucketName is that of the object store for what is too large for a record.
 func (c Config) bucketName() string { return c.StreamName() + "_LARGE" }
 
+// streamName is what an object store may be called, with room for what is added.
+var streamName = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,240}$`)
+
 // Validate reports every problem at once, each naming the field to change.
 func (c Config) Validate() error {
 	var errs []error
@@ -65,8 +69,8 @@ func (c Config) Validate() error {
 		errs = append(errs, fmt.Errorf("%w: "+format, append([]any{ErrInvalidConfig}, args...)...))
 	}
 	s := c.Stream
-	if name := c.StreamName(); strings.ContainsAny(name, " \t\r\n.*>/\\") {
-		bad("Stream.Name is %q, want a name without spaces, dots, wildcards and slashes", name)
+	if name := c.StreamName(); !streamName.MatchString(name) {
+		bad("Stream.Name is %.300q, want 1 to 240 of the characters a-z, A-Z, 0-9, - and _: an object store is named after it", name)
 	}
 	if len(s.Subjects) > 0 {
 		bad("Stream.Subjects is %q, want none: the records have subjects of their own", s.Subjects)
@@ -76,6 +80,9 @@ func (c Config) Validate() error {
 	}
 	if s.MaxMsgsPerSubject > 0 {
 		bad("Stream.MaxMsgsPerSubject is %d, want none: a dead letter's history is on its subject", s.MaxMsgsPerSubject)
+	}
+	if s.AllowMsgCounter || s.DenyPurge {
+		bad("Stream has AllowMsgCounter or DenyPurge, want none of them: records are no counters, and discarding one is a rollup")
 	}
 	if s.Mirror != nil || len(s.Sources) > 0 || s.SubjectTransform != nil || s.RePublish != nil || s.NoAck || s.Sealed {
 		bad("Stream has a Mirror, Sources, SubjectTransform, RePublish, NoAck or Sealed, want none of them")
@@ -129,7 +136,7 @@ func (s *Store) Provision(ctx context.Context) error {
 	want := s.cfg.streamConfig()
 	stream, err := s.js.Stream(ctx, want.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		stream, err = s.js.CreateStream(ctx, want)
+		stream, err = s.create(ctx, want)
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another instance was quicker
 			stream, err = s.js.Stream(ctx, want.Name)
 		}
@@ -151,6 +158,20 @@ func (s *Store) Provision(ctx context.Context) error {
 	return nil
 }
 
+// create makes the stream. The server reserves MaxBytes, and a small one has no
+// room for the default: then there is less.
+func (s *Store) create(ctx context.Context, want jetstream.StreamConfig) (jetstream.Stream, error) {
+	const least, part = 1 << 20, 4
+	for {
+		stream, err := s.js.CreateStream(ctx, want)
+		api, ok := errors.AsType[*jetstream.APIError](err)
+		if !ok || api.ErrorCode != codeNoRoom || s.cfg.Stream.MaxBytes != 0 || want.MaxBytes/part < least {
+			return stream, err
+		}
+		want.MaxBytes /= part
+	}
+}
+
 // conflict says what is wrong with a stream that exists.
 func (s *Store) conflict(have jetstream.StreamConfig) error {
 	name, subject := s.cfg.StreamName(), s.cfg.subjects()
@@ -169,6 +190,18 @@ func (s *Store) conflict(have jetstream.StreamConfig) error {
 	}
 	if have.Sealed {
 		problems = append(problems, "it is sealed")
+	}
+	if have.NoAck {
+		problems = append(problems, "it does not acknowledge what it stores")
+	}
+	if have.SubjectTransform != nil {
+		problems = append(problems, "it has a subject transform, want none")
+	}
+	if have.AllowMsgCounter {
+		problems = append(problems, "it is for counters")
+	}
+	if have.DenyPurge {
+		problems = append(problems, "it denies purges, which discarding a dead letter needs")
 	}
 	if len(problems) == 0 {
 		return nil

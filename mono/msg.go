@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
 
@@ -133,13 +134,13 @@ func (m *Msg) NakWithDelay(d time.Duration) error {
 
 // Term gives up on the message: it is dead-lettered and not delivered again.
 func (m *Msg) Term() error {
-	return m.settle(settlement{kind: settleTerm, reason: reasonTerminated})
+	return m.settle(settlement{kind: settleDead, verdict: verdict{reason: dlq.ReasonTerminated}})
 }
 
 // TermWithReason is [Msg.Term] with a reason for whoever looks at the dead
 // letter. Control characters become spaces and the reason is cut at 512 bytes.
 func (m *Msg) TermWithReason(reason string) error {
-	return m.settle(settlement{kind: settleTerm, reason: reasonTerminated, text: reason})
+	return m.settle(settlement{kind: settleDead, verdict: verdict{reason: dlq.ReasonTerminated, text: reason}})
 }
 
 // Fail settles this message alone as if the handler had returned err for it:

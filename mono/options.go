@@ -18,6 +18,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	tnoop "go.opentelemetry.io/otel/trace/noop"
 
+	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/mono/embedded"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
@@ -50,6 +51,7 @@ type config struct {
 	publishWindow   int
 	updateStreams   bool
 	telemetry       messaging.Config
+	deadLetters     *dlq.Config // nil: none
 }
 
 func defaultConfig() config {
@@ -60,6 +62,7 @@ func defaultConfig() config {
 		shutdownTimeout: defaultShutdownTimeout,
 		publishWindow:   defaultPublishWindow,
 		telemetry:       messaging.Config{Version: version(), Sentinels: errorTypes},
+		deadLetters:     &dlq.Config{},
 	}
 }
 
@@ -183,6 +186,19 @@ func WithTelemetry(s messaging.Settings) Option {
 	return option(func(c *config) { c.telemetry.Settings = s })
 }
 
+// WithDeadLetters configures the dead-letter stream, where messages go that were
+// given up. There is one by default, named "DLQ", for an App with durable
+// consumers.
+func WithDeadLetters(cfg dlq.Config) Option {
+	return option(func(c *config) { c.deadLetters = &cfg })
+}
+
+// WithoutDeadLetters does without a dead-letter stream: messages that are given up
+// are terminated in JetStream and gone, except for a line in the log and a count.
+func WithoutDeadLetters() Option {
+	return option(func(c *config) { c.deadLetters = nil })
+}
+
 // validate reports every problem at once, each naming the option to change.
 func (c *config) validate() error {
 	var errs []error
@@ -230,6 +246,11 @@ func (c *config) validate() error {
 	}
 	if err := c.telemetry.Settings.Validate(); err != nil {
 		bad("WithTelemetry: %w", err)
+	}
+	if c.deadLetters != nil {
+		if err := c.deadLetters.Validate(); err != nil {
+			bad("WithDeadLetters: %w", err)
+		}
 	}
 	for _, e := range c.events {
 		if err := e.validate(); err != nil {

@@ -230,7 +230,7 @@ func TestWithLogger(t *testing.T) {
 		t.Fatal(err)
 	}
 	receive(t, terminated, "the end of the message")
-	eventually(t, func() bool { return strings.Contains(log.String(), "message terminated") }, "the log tells of the dead letter")
+	eventually(t, func() bool { return strings.Contains(log.String(), "message dead-lettered") }, "the log tells of the dead letter")
 	for _, part := range []string{
 		"msg=started app=chatty", "level=INFO", "level=ERROR", "module=pinger", "event=net/Ping/v1", "stream=pings",
 		"consumer=" + pingDurable, "stream_sequence=1", "attempt=1", "no luck", "attempts_exhausted",
@@ -268,7 +268,7 @@ func TestWithLogger_default(t *testing.T) {
 	if err := app.Stop(within(t)); err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(log.String(), "message terminated") {
+	if !strings.Contains(log.String(), "message dead-lettered") {
 		t.Errorf("the default logger says nothing about a dead letter:\n%s", log)
 	}
 	if strings.Contains(log.String(), "level=INFO") || strings.Contains(log.String(), "level=DEBUG") {

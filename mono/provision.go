@@ -275,6 +275,7 @@ func (r *run) noteStream(name string, created time.Time) {
 	}
 	for _, c := range r.streams {
 		if c.info.Stream == name {
+			c.created.Store(&created)
 			c.pull.forget()
 		}
 	}

@@ -378,7 +378,8 @@ func (p *puller) extendLeases(now time.Time, lease time.Duration) {
 		p.echoes = nil
 	}
 	for _, m := range p.held {
-		if m.state.Load() == stateOpen && m.untouched(now) >= lease/2 {
+		// One that is being settled may wait for its capture.
+		if state := m.state.Load(); (state == stateOpen || state == stateSettling) && m.untouched(now) >= lease/2 {
 			due = append(due, m)
 		}
 	}

@@ -36,6 +36,8 @@ type run struct {
 	js     jetstream.JetStream
 	async  *asyncPublisher
 
+	dead *deadLetters // nil: there are none
+
 	tel       *messaging.Telemetry
 	polls     sync.WaitGroup
 	stopPolls context.CancelFunc
@@ -99,6 +101,9 @@ func (r *run) start(ctx context.Context) error {
 	r.streamRegs = streamRegs
 	r.setTopology(nil)
 	if err := r.provision(ctx); err != nil {
+		return err
+	}
+	if err := r.openDeadLetters(ctx); err != nil {
 		return err
 	}
 	for _, reg := range coreRegs {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
 
@@ -19,29 +20,17 @@ const (
 	settleAck settleKind = iota
 	settleNak
 	settleNakDelay
-	settleTerm
+	settleDead
 	settleError
 )
 
 // A settlement is what somebody wants done with a delivery.
 type settlement struct {
-	kind   settleKind
-	delay  time.Duration    // of settleNakDelay
-	reason deadLetterReason // of settleTerm
-	text   string           // of settleTerm
-	err    error            // of settleError
+	kind    settleKind
+	delay   time.Duration // of settleNakDelay
+	verdict verdict       // of settleDead
+	err     error         // of settleError
 }
-
-// A deadLetterReason says why a message was given up. The list is closed.
-type deadLetterReason string
-
-const (
-	reasonTerminated  deadLetterReason = "terminated"
-	reasonPermanent   deadLetterReason = "permanent_error"
-	reasonExhausted   deadLetterReason = "attempts_exhausted"
-	reasonPanic       deadLetterReason = "panic"
-	reasonUndecodable deadLetterReason = "undecodable"
-)
 
 var (
 	wireAck      = []byte("+ACK")
@@ -52,16 +41,22 @@ var (
 	wireNothing = []byte("?")
 )
 
+// A nak on the last attempt asks for one that there is not.
+var nakOnLast = verdict{reason: dlq.ReasonAttemptsExhausted, text: "nak on the last attempt"}
+
 // settle is the one place where a delivery leaves this process: each ack, nak,
 // term and dead letter goes through here and nowhere else.
 func (c *streamConsumer) settle(m *Msg, s settlement) error {
 	attempt := m.meta.NumDelivered
 	switch s.kind {
 	case settleAck:
+		if attempt > 1 && c.rt.dead != nil {
+			c.pasts.forget(m)
+		}
 		return c.send(m, messaging.Ack, wireAck, nil)
 	case settleNak:
 		if c.retry.last(attempt) {
-			return c.deadLetter(m, reasonExhausted, "nak on the last attempt", nil)
+			return c.deadLetter(m, nakOnLast)
 		}
 		if attempt > 1 {
 			return c.nak(m, c.retry.delay(attempt), nil)
@@ -69,11 +64,11 @@ func (c *streamConsumer) settle(m *Msg, s settlement) error {
 		return c.nak(m, 0, nil)
 	case settleNakDelay:
 		if c.retry.last(attempt) {
-			return c.deadLetter(m, reasonExhausted, "nak on the last attempt", nil)
+			return c.deadLetter(m, nakOnLast)
 		}
 		return c.nak(m, s.delay, nil)
-	case settleTerm:
-		return c.deadLetter(m, s.reason, s.text, nil)
+	case settleDead:
+		return c.deadLetter(m, s.verdict)
 	case settleError:
 		return c.settleError(m, s.err)
 	}
@@ -93,32 +88,51 @@ func (c *streamConsumer) settleError(m *Msg, err error) error {
 	_, panicked := errors.AsType[*PanicError](err)
 	switch {
 	case undecodable:
-		return c.deadLetter(m, reasonUndecodable, err.Error(), err)
+		return c.deadLetter(m, verdict{dlq.ReasonUndecodable, err.Error(), err})
 	case IsPermanent(err):
-		return c.deadLetter(m, reasonPermanent, err.Error(), err)
+		return c.deadLetter(m, verdict{dlq.ReasonPermanentError, err.Error(), err})
 	case c.retry.last(attempt) && panicked:
-		return c.deadLetter(m, reasonPanic, err.Error(), err)
+		return c.deadLetter(m, verdict{dlq.ReasonPanic, err.Error(), err})
 	case c.retry.last(attempt):
-		return c.deadLetter(m, reasonExhausted, err.Error(), err)
+		return c.deadLetter(m, verdict{dlq.ReasonAttemptsExhausted, err.Error(), err})
 	}
 	delay := c.retry.delay(attempt)
 	if after, ok := errors.AsType[*retryAfterError](err); ok {
 		delay = after.delay
 	}
 	c.report(slog.LevelWarn, "handler failed, will retry", m, err, slog.Duration("delay", delay))
+	if c.rt.dead != nil {
+		c.pasts.failed(m)
+	}
 	return c.nak(m, delay, err)
 }
 
 // send sends a settlement and records it. cause is the error that it follows, if
 // any.
 func (c *streamConsumer) send(m *Msg, kind messaging.Settlement, body []byte, cause error) error {
+	return c.sendWith(m, kind, body, cause, c.reply)
+}
+
+// term sends a term and waits until the server has acted on it: what is
+// dead-lettered comes again unless it has.
+func (c *streamConsumer) term(ctx context.Context, m *Msg, body []byte, cause error) error {
+	return c.sendWith(m, messaging.Term, body, cause, func(m *Msg, body []byte) error {
+		_, err := c.rt.nc.RequestWithContext(ctx, m.reply, body)
+		if errors.Is(err, nats.ErrNoResponders) {
+			return nil // the consumer is gone, and with it the message's place
+		}
+		return err
+	})
+}
+
+func (c *streamConsumer) sendWith(m *Msg, kind messaging.Settlement, body []byte, cause error, send func(*Msg, []byte) error) error {
 	if kind == messaging.Ack || kind == messaging.Term {
 		m.final = body
 	}
 	now := time.Now() // once for all: reading the clock is no small part of what is recorded
 	late := m.lapsed.Load() || m.untouched(now) > c.server.AckWait
 	op := c.tel.Settle(&m.tel, kind)
-	err := c.reply(m, body)
+	err := send(m, body)
 	op.End(err, now, late, cause)
 	return err
 }
@@ -133,21 +147,6 @@ func (c *streamConsumer) nak(m *Msg, delay time.Duration, cause error) error {
 	b := append(make([]byte, 0, 40), `-NAK {"delay": `...)
 	b = strconv.AppendInt(b, delay.Nanoseconds(), 10)
 	return c.send(m, messaging.NakDelay, append(b, '}'), cause)
-}
-
-// deadLetter gives up on a message. It is the seam where capture into the
-// dead-letter stream belongs; until that exists the message is terminated, with
-// its reason in the server's advisory and in the log.
-func (c *streamConsumer) deadLetter(m *Msg, reason deadLetterReason, text string, cause error) error {
-	line := string(reason)
-	if text = oneLine(text); text != "" {
-		line += ": " + text
-	}
-	if err := c.send(m, messaging.Term, []byte("+TERM "+line), cause); err != nil {
-		return err
-	}
-	c.report(slog.LevelError, "message terminated", m, cause, slog.String("reason", line))
-	return nil
 }
 
 const maxReasonLen = 512

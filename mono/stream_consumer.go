@@ -198,6 +198,9 @@ type streamConsumer struct {
 	handle HandleFunc
 	work   context.Context //nolint:containedctx // ends when Stop runs out of time
 
+	created atomic.Pointer[time.Time] // when the stream was made
+	pasts   pasts
+
 	queue       chan *Msg
 	intakeEnded chan struct{}
 	workers     sync.WaitGroup
@@ -217,6 +220,13 @@ func newStreamConsumer(rt *run, r *streamRegistration, mw []Middleware) *streamC
 		tel:         rt.tel.Consumer(messaging.Route{Template: r.info.Event.Subject, Group: r.info.Durable, Stream: r.info.Stream}),
 		work:        messaging.Bare(rt.work),
 		intakeEnded: make(chan struct{}),
+	}
+	rt.topologyMu.Lock() // a publish may find that a stream is gone, and have it made again
+	created := rt.created[r.info.Stream]
+	rt.topologyMu.Unlock()
+	c.created.Store(&created)
+	if rt.dead != nil {
+		c.tel.CaptureDeadLetters(deadLetterReasons())
 	}
 	c.handle = chainHandle(mw, r.info, HandleFunc(r.handler))
 	c.pull.init(c)
@@ -300,6 +310,9 @@ var errGoexit = errors.New("handler ended its goroutine")
 // handleBatch runs the handler and settles what it left.
 func (c *streamConsumer) handleBatch(batch []*Msg) {
 	defer c.pull.release(batch)
+	if batch = c.sift(batch); len(batch) == 0 {
+		return
+	}
 	err := errGoexit
 	var call messaging.Batch
 	defer func() {
@@ -320,17 +333,23 @@ func (c *streamConsumer) handleBatch(batch []*Msg) {
 func (c *streamConsumer) begin(batch []*Msg, call *messaging.Batch) (ctx context.Context) {
 	now := time.Now()
 	for _, m := range batch {
-		m.ctx = c.tel.Start(c.work, &m.tel, &messaging.Message{ //nolint:fatcontext // each message has its own
-			Subject: m.Subject, Header: m.Header, Size: len(m.Data),
-			Stored: m.meta.Timestamp, Attempt: m.meta.NumDelivered,
-			StreamSequence: m.meta.Sequence.Stream, ConsumerSequence: m.meta.Sequence.Consumer,
-		}, now)
+		msg := c.message(m)
+		m.ctx = c.tel.Start(c.work, &m.tel, &msg, now) //nolint:fatcontext // each message has its own
 	}
 	if len(batch) == 1 {
 		return batch[0].ctx
 	}
 	ctx, *call = c.tel.StartBatch(c.work, len(batch), func(i int) *messaging.Delivery { return &batch[i].tel })
 	return ctx
+}
+
+// message is what telemetry wants to know of a delivery.
+func (*streamConsumer) message(m *Msg) messaging.Message {
+	return messaging.Message{
+		Subject: m.Subject, Header: m.Header, Size: len(m.Data),
+		Stored: m.meta.Timestamp, Attempt: m.meta.NumDelivered,
+		StreamSequence: m.meta.Sequence.Stream, ConsumerSequence: m.meta.Sequence.Consumer,
+	}
 }
 
 func (c *streamConsumer) settleRest(batch []*Msg, err error) {
@@ -353,6 +372,9 @@ func (c *streamConsumer) settleRest(batch []*Msg, err error) {
 			}
 		default:
 			unsettled++
+			if c.rt.dead != nil {
+				c.pasts.note(m, func(k *past) { k.left = true })
+			}
 			m.leave(nil)
 		}
 		open++

@@ -65,7 +65,8 @@ type Consumer struct {
 	consumed, redeliveries, late, unsettled, active count
 	contexts                                        [contextStates]count
 	settled, notSettled                             [settlements]count
-	extended, notExtended                           count
+	extended, notExtended, captureFailures          count
+	captured                                        atomic.Pointer[map[string]*count] // by reason
 
 	own         *[]metric.RecordOption // of our histograms
 	measured    []attribute.KeyValue   // of the conventions' metrics
@@ -142,6 +143,7 @@ func (c *Consumer) observe(o metric.Observer) {
 	}
 	c.extended.observe(o, i.settlements, false)
 	c.notExtended.observe(o, i.settlements, false)
+	c.observeCaptures(o)
 	c.observeState(o)
 }
 

@@ -30,6 +30,9 @@ type instruments struct {
 	active         metric.Int64ObservableUpDownCounter
 	publishPending metric.Int64ObservableUpDownCounter
 
+	captured        metric.Int64ObservableCounter
+	captureFailures metric.Int64ObservableCounter
+
 	consumerPending metric.Int64ObservableGauge
 	ackPending      metric.Int64ObservableGauge
 	ackPendingLimit metric.Int64ObservableGauge
@@ -79,6 +82,8 @@ func (i *instruments) make(m metric.Meter, observe metric.Callback) error {
 	i.traceContext = counter(metricTraceContext)
 	i.active = upDown(metricActive)
 	i.publishPending = upDown(metricPublishPending)
+	i.captured = counter(metricCaptured)
+	i.captureFailures = counter(metricCaptureFailures)
 	i.consumerPending = gauge(metricConsumerPending)
 	i.ackPending = gauge(metricAckPending)
 	i.ackPendingLimit = gauge(metricAckPendingLimit)

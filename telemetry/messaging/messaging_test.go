@@ -355,6 +355,7 @@ func TestMetrics_areAsDocumented(t *testing.T) {
 	tel := newTelemetry(t, Config{MeterProvider: m, TracerProvider: sampledTracers(t)})
 	p := tel.Publisher("a")
 	c := tel.Consumer(Route{Template: "a", Group: "g", Stream: "s"})
+	c.CaptureDeadLetters([]string{"terminated"})
 	for _, err := range []error{nil, errors.New("down")} {
 		_, o := p.Start(t.Context())
 		o.Inject("a", nats.Header{"traceparent": {"nonsense"}}, 1, false)

@@ -35,6 +35,7 @@ const (
 	keyConsumerSequence = attribute.Key("messaging.nats.consumer_sequence")
 	keyDuplicate        = attribute.Key("messaging.nats.duplicate")
 	keySettlement       = attribute.Key("messaging.nats.settlement")
+	keyReason           = attribute.Key("messaging.nats.dead_letter.reason")
 
 	// KeyDeliveryCount counts the deliveries of a message, this one included.
 	// A span has it when it starts if it is 2 or more, so that a sampler can
@@ -47,6 +48,7 @@ const (
 	keyMetricSettlement = attribute.Key("settlement")
 	keyMetricOutcome    = attribute.Key("outcome")
 	keyMetricState      = attribute.Key("state")
+	keyMetricReason     = attribute.Key("reason")
 )
 
 // Values of messaging.system and messaging.operation.type.
@@ -65,6 +67,8 @@ const (
 	opAck     = "ack"
 	opNak     = "nak"
 	opTerm    = "term"
+
+	opDeadLetter = "dead_letter"
 )
 
 // Values of outcome.
@@ -190,6 +194,16 @@ var (
 			"too large with it.",
 		Attributes: []attribute.Key{keyTemplate, keyConsumerGroup, keyMetricState},
 	}
+	metricCaptured = Metric{
+		Name: "mono.dead_letters.captured", Kind: Counter, Unit: unitMessage,
+		Description: "Messages captured into the dead-letter stream, once for each.",
+		Attributes:  []attribute.Key{keyTemplate, keyConsumerGroup, keyMetricReason},
+	}
+	metricCaptureFailures = Metric{
+		Name: "mono.dead_letters.capture_failures", Kind: Counter, Unit: unitMessage,
+		Description: "Captures that failed. The message is held and comes again.",
+		Attributes:  []attribute.Key{keyTemplate, keyConsumerGroup},
+	}
 	metricConsumerPending = Metric{
 		Name: "mono.consumer.pending", Kind: Gauge, Unit: unitMessage,
 		Description: "Messages that the durable consumer has yet to deliver for the first time.",
@@ -224,6 +238,7 @@ func Metrics() []Metric {
 		metricOperationDuration, metricProcessDuration, metricSent, metricConsumed,
 		metricSettlements, metricRedeliveries, metricAttempts, metricQueueDuration, metricEndToEnd,
 		metricActive, metricLate, metricUnsettled, metricPublishPending, metricTraceContext,
+		metricCaptured, metricCaptureFailures,
 		metricConsumerPending, metricAckPending, metricAckPendingLimit, metricWaiting, metricOldestAge,
 	})
 }

@@ -1,0 +1,341 @@
+package mono
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"reflect"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/telemetry/messaging"
+)
+
+// A message may be delivered a few times more than it has attempts, as when an App
+// is stopped while it handles it. Beyond that its handler is taken to bring the
+// process down.
+const crashReserve = 3
+
+const (
+	captureTimeout = 5 * time.Second
+	// After a failed capture nobody tries for a while: messages that come in the
+	// meantime are held at once, rather than each after a timeout.
+	capturePause = time.Second
+	holdMin      = time.Second
+	holdMax      = 30 * time.Second
+)
+
+var errCapturePaused = errors.New("the dead-letter stream did not answer a moment ago")
+
+// deadLetters captures what the consumers of a run give up.
+type deadLetters struct {
+	store      *dlq.Store
+	stream     string
+	host       string
+	app        string
+	appVersion string
+
+	paused    atomic.Int64 // until when nobody tries, as since epoch
+	provision sync.Mutex   // one at a time brings the stream back
+}
+
+// openDeadLetters makes the dead-letter stream, for an App that has something to
+// put there.
+func (r *run) openDeadLetters(ctx context.Context) error {
+	cfg := r.app.cfg.deadLetters
+	if cfg == nil || len(r.streamRegs) == 0 {
+		return nil
+	}
+	store, err := dlq.NewStore(r.nc, r.js, *cfg)
+	if err != nil {
+		return err
+	}
+	if err := store.Provision(ctx); err != nil {
+		return fmt.Errorf("dead letters in stream %q: %w; WithDeadLetters sets that stream's limits, WithoutDeadLetters does without",
+			cfg.StreamName(), jetStreamError(err))
+	}
+	d := &deadLetters{store: store, stream: cfg.StreamName(), app: r.app.cfg.name}
+	d.host, _ = os.Hostname() //nolint:errcheck // then it is not known
+	if info, ok := debug.ReadBuildInfo(); ok {
+		d.appVersion = info.Main.Version
+	}
+	r.dead = d
+	return nil
+}
+
+// A verdict is why a message is to be dead-lettered.
+type verdict struct {
+	reason dlq.Reason
+	text   string
+	cause  error // nil: a term, or no handler was there to say
+}
+
+// A past is what this process knows of a message from before.
+type past struct {
+	stored      time.Time // of the message: sequences may begin anew
+	firstFailed time.Time
+	verdict     *verdict // it is dead and not captured yet
+	tries       int      // to capture it
+	left        bool     // its handler returned nil and left it
+}
+
+// pasts remembers messages that failed, as long as they may come again. What it
+// forgets costs a record its details, and no message.
+type pasts struct {
+	mu  sync.Mutex
+	all map[uint64]*past // by stream sequence
+}
+
+const maxPasts = 16_384
+
+// of returns what is known of m, or nil.
+func (p *pasts) of(m *Msg) *past {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	known := p.all[m.meta.Sequence.Stream]
+	if known == nil || !known.stored.Equal(m.meta.Timestamp) {
+		return nil
+	}
+	copied := *known
+	return &copied
+}
+
+// note changes what is known of m.
+func (p *pasts) note(m *Msg, change func(*past)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.all == nil || len(p.all) >= maxPasts {
+		p.all = make(map[uint64]*past) // others settle them too, so there is no telling which are of use
+	}
+	known := p.all[m.meta.Sequence.Stream]
+	if known == nil || !known.stored.Equal(m.meta.Timestamp) {
+		known = &past{stored: m.meta.Timestamp}
+		p.all[m.meta.Sequence.Stream] = known
+	}
+	change(known)
+}
+
+func (p *pasts) forget(m *Msg) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.all, m.meta.Sequence.Stream)
+}
+
+// failed notes a failed attempt.
+func (p *pasts) failed(m *Msg) {
+	p.note(m, func(k *past) {
+		k.left = false
+		if k.firstFailed.IsZero() && m.meta.NumDelivered == 1 {
+			k.firstFailed = time.Now()
+		}
+	})
+}
+
+// sift settles the messages of a batch that no handler is to see any more, and
+// returns the others: those that wait for their capture, and those whose every
+// attempt ended without an outcome, as when the handler brings the process down.
+func (c *streamConsumer) sift(batch []*Msg) []*Msg {
+	if c.rt.dead == nil || !slices.ContainsFunc(batch, func(m *Msg) bool { return m.meta.NumDelivered > 1 }) {
+		return batch
+	}
+	rest := make([]*Msg, 0, len(batch))
+	for _, m := range batch {
+		v := c.condemned(m)
+		if v == nil {
+			rest = append(rest, m)
+			continue
+		}
+		_ = c.finish(m, settlement{kind: settleDead, verdict: *v})
+	}
+	return rest
+}
+
+// condemned returns the verdict on a message that has just arrived, or nil.
+func (c *streamConsumer) condemned(m *Msg) *verdict {
+	if m.meta.NumDelivered <= 1 {
+		return nil
+	}
+	known := c.pasts.of(m)
+	if known != nil && known.verdict != nil {
+		return known.verdict
+	}
+	if m.meta.NumDelivered <= crashReserve || !c.retry.last(m.meta.NumDelivered-crashReserve) {
+		return nil
+	}
+	if known != nil && known.left {
+		return &verdict{reason: dlq.ReasonAttemptsExhausted, text: "the handler returned nil and left the message unsettled"}
+	}
+	return &verdict{
+		reason: dlq.ReasonCrashed,
+		text: fmt.Sprintf("delivered %d times without an outcome: the process ended, was stopped, or lost its connection while it was handled",
+			m.meta.NumDelivered-1),
+	}
+}
+
+// deadLetter gives up on a message: it is captured, and only then terminated.
+// When it cannot be captured it is held, and comes again.
+func (c *streamConsumer) deadLetter(m *Msg, v verdict) error {
+	line := string(v.reason)
+	if text := oneLine(v.text); text != "" {
+		line += ": " + text
+	}
+	dead := c.rt.dead
+	if dead == nil {
+		if err := c.send(m, messaging.Term, []byte("+TERM "+line), v.cause); err != nil {
+			return err
+		}
+		c.report(slog.LevelError, "message terminated", m, v.cause, slog.String("reason", line))
+		return nil
+	}
+	// It outlives the handler's context: a Stop that runs out of time must not keep
+	// a message from its capture.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.work), captureTimeout)
+	defer cancel()
+	id, err := c.capture(ctx, m, v)
+	if err != nil {
+		return c.hold(m, v, err)
+	}
+	if err := c.term(ctx, m, []byte("+TERM "+line), v.cause); err != nil {
+		return err // it comes again, and is captured already
+	}
+	c.pasts.forget(m)
+	c.report(slog.LevelError, "message dead-lettered", m, v.cause, slog.String("reason", line), slog.String("dead_letter", id))
+	return nil
+}
+
+// capture returns when the dead-letter stream has the message.
+func (c *streamConsumer) capture(ctx context.Context, m *Msg, v verdict) (id string, err error) {
+	dead := c.rt.dead
+	msg := c.message(m)
+	op := c.tel.Capture(ctx, &m.tel, &msg, dead.stream, string(v.reason))
+	captured := false
+	defer func() { op.End(captured, err) }()
+	if until := dead.paused.Load(); int64(time.Since(epoch)) < until {
+		return "", errCapturePaused
+	}
+	store := func() (*dlq.Record, error) {
+		r := c.record(m, v)
+		r.Traceparent, r.OriginTraceparent = op.Attempt, op.Origin
+		captured, err = dead.store.Capture(ctx, r, op.Header)
+		return r, err
+	}
+	r, err := store()
+	switch {
+	case errors.Is(err, jetstream.ErrNoStreamResponse) && dead.restore(ctx) == nil,
+		errors.Is(err, dlq.ErrIDTaken) && c.lookAtStream(ctx) == nil:
+		r, err = store()
+	}
+	if err != nil {
+		dead.paused.Store(int64(time.Since(epoch) + capturePause))
+		return "", err
+	}
+	return r.ID, nil
+}
+
+// lookAtStream asks when the stream was made. Another instance may have made it
+// anew, and its sequences began anew with it.
+func (c *streamConsumer) lookAtStream(ctx context.Context) error {
+	s, err := c.rt.js.Stream(ctx, c.info.Stream)
+	if err == nil {
+		c.created.Store(&s.CachedInfo().Created)
+	}
+	return err
+}
+
+// restore makes the stream again if somebody has deleted it.
+func (d *deadLetters) restore(ctx context.Context) error {
+	d.provision.Lock()
+	defer d.provision.Unlock()
+	return d.store.Provision(ctx)
+}
+
+// record says what is known of a message and its failure. Nothing in it is
+// shared with the message, since the user's redaction may change it.
+func (c *streamConsumer) record(m *Msg, v verdict) *dlq.Record {
+	dead := c.rt.dead
+	r := &dlq.Record{
+		ID:     dlq.ID(c.info.Stream, *c.created.Load(), c.info.Durable, m.meta.Sequence.Stream),
+		Reason: v.reason, ReasonText: v.text,
+		Subject: m.Subject, Header: cloneHeader(m.Header), Data: slices.Clone(m.Data),
+		Event:  c.info.Event.String(),
+		Stream: c.info.Stream, StreamCreated: *c.created.Load(), StreamSequence: m.meta.Sequence.Stream,
+		Consumer: c.info.Durable, ConsumerSequence: m.meta.Sequence.Consumer,
+		Deliveries: m.meta.NumDelivered, Stored: m.meta.Timestamp, Failed: time.Now(),
+		App: dead.app, AppVersion: dead.appVersion, Module: c.info.Module, Host: dead.host,
+	}
+	if known := c.pasts.of(m); known != nil {
+		r.FirstFailed = known.firstFailed
+	}
+	if v.cause != nil {
+		r.Error, r.ErrorType, r.ErrorTypes = v.cause.Error(), c.rt.tel.ErrorType(v.cause), typeChain(v.cause)
+		if v.text == r.Error {
+			r.ReasonText = ""
+		}
+		if p, ok := errors.AsType[*PanicError](v.cause); ok {
+			r.Stack = strings.Split(strings.TrimSpace(string(p.Stack)), "\n")
+		}
+	}
+	return r
+}
+
+// typeChain lists the types of an error and of what it wraps, outermost first.
+func typeChain(err error) []string {
+	const most = 16
+	var chain []string
+	for next := []error{err}; len(next) > 0 && len(chain) < most; next = next[1:] {
+		e := next[0]
+		if e == nil {
+			continue
+		}
+		chain = append(chain, reflect.TypeOf(e).String())
+		next = append(next, unwrapped(e)...)
+	}
+	return chain
+}
+
+// unwrapped calls the user's method, which may panic.
+func unwrapped(err error) (all []error) {
+	defer func() { _ = recover() }()
+	switch w := err.(type) { //nolint:errorlint // it is the wrappers that are looked at
+	case interface{ Unwrap() error }:
+		all = []error{w.Unwrap()}
+	case interface{ Unwrap() []error }:
+		all = w.Unwrap()
+	}
+	return all
+}
+
+// hold hands a message back that could not be captured. This process remembers
+// the verdict, so that no handler sees the message again.
+func (c *streamConsumer) hold(m *Msg, v verdict, err error) error {
+	var tries int
+	c.pasts.note(m, func(k *past) {
+		k.verdict = &v
+		k.tries++
+		tries = k.tries
+	})
+	const doublings = 6
+	delay := min(holdMin<<min(tries-1, doublings), holdMax)
+	delay += rand.N(delay / 4) //nolint:gosec,mnd // so that they do not all come back at once
+	c.report(slog.LevelError, "dead letter not captured, the message is held and comes again", m, err,
+		slog.String("reason", string(v.reason)), slog.Duration("delay", delay))
+	return c.nak(m, delay, v.cause)
+}
+
+// deadLetterReasons are those that an App captures by itself.
+func deadLetterReasons() []string {
+	return []string{
+		string(dlq.ReasonTerminated), string(dlq.ReasonPermanentError), string(dlq.ReasonAttemptsExhausted), string(dlq.ReasonPanic),
+		string(dlq.ReasonCrashed), string(dlq.ReasonUndecodable),
+	}
+}

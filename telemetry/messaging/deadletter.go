@@ -1,0 +1,125 @@
+package messaging
+
+import (
+	"context"
+
+	"github.com/nats-io/nats.go"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// A Capture is one dead letter that is being captured.
+type Capture struct {
+	c      *Consumer
+	reason string
+	span   trace.Span // nil: there is none
+
+	// Header is to be sent with the record: the trace context of the capture.
+	Header nats.Header
+	// Attempt and Origin are the traceparents of the attempt that failed and of
+	// the publish, "" if there is none.
+	Attempt, Origin string
+}
+
+// CaptureDeadLetters has the consumer report captures for these reasons, from the
+// start, and failures. Call it before the first message.
+func (c *Consumer) CaptureDeadLetters(reasons []string) {
+	template, group := keyTemplate.String(c.route.Template), keyConsumerGroup.String(clean(c.route.Group, maxAttribute))
+	captured := make(map[string]*count, len(reasons))
+	for _, r := range reasons {
+		captured[r] = &count{}
+		captured[r].init(template, group, keyMetricReason.String(r))
+	}
+	c.captureFailures.init(template, group)
+	c.captured.Store(&captured)
+}
+
+func (c *Consumer) observeCaptures(o metric.Observer) {
+	captured := c.captured.Load()
+	if captured == nil {
+		return
+	}
+	for _, n := range *captured {
+		n.observe(o, c.t.instruments.captured, true)
+	}
+	c.captureFailures.observe(o, c.t.instruments.captureFailures, true)
+}
+
+// Capture begins the capture of a message into a dead-letter stream: below the
+// attempt that failed, or, where no handler has seen it, in a trace of its own. It
+// is linked to the publish.
+func (c *Consumer) Capture(ctx context.Context, d *Delivery, m *Message, stream, reason string) (o Capture) {
+	o = Capture{c: c, reason: reason}
+	defer contain()
+	_, origin, _ := c.t.extract(Bare(ctx), m.Header)
+	o.Origin = traceparentOf(origin)
+	parent := Bare(ctx)
+	if d.span != nil {
+		parent = d.ctx
+		o.Attempt = traceparentOf(d.span.SpanContext())
+	}
+	tracer := c.t.tracers.get()
+	if tracer == nil {
+		return o
+	}
+	opts := []trace.SpanStartOption{
+		trace.WithSpanKind(trace.SpanKindProducer),
+		// A sampler sees to it that this is recorded by the name of the operation.
+		trace.WithAttributes(keyOperationName.String(opDeadLetter), keyOperationType.String(typeSend),
+			keyTemplate.String(stream), keyReason.String(reason)),
+	}
+	if origin.IsValid() {
+		opts = append(opts, trace.WithLinks(trace.Link{SpanContext: origin}))
+	}
+	started, span := tracer.Start(parent, opDeadLetter+" "+stream, opts...)
+	if started == nil || span == nil {
+		return o
+	}
+	o.span = span
+	if span.IsRecording() {
+		span.SetAttributes(keySystem.String(systemNATS), keyConsumerGroup.String(c.route.Group),
+			keyDestination.String(clean(m.Subject, maxAttribute)), keyStream.String(c.route.Stream),
+			sequenceAttr(keyStreamSequence, m.StreamSequence), sequenceAttr(KeyDeliveryCount, m.Attempt))
+	}
+	if span.SpanContext().IsValid() {
+		o.Header = c.t.inject(trace.ContextWithSpanContext(Bare(ctx), span.SpanContext()), nil)
+	}
+	return o
+}
+
+// End ends the capture: stored, stored before, or not because of err.
+func (o *Capture) End(captured bool, err error) {
+	defer end(o.span)
+	defer contain()
+	if err != nil {
+		o.c.captureFailures.n.Add(1)
+		name, _ := o.c.t.errors.of(err)
+		fail(o.span, name)
+		return
+	}
+	if !captured {
+		if o.span != nil {
+			o.span.SetAttributes(keyDuplicate.Bool(true))
+		}
+		return
+	}
+	if all := o.c.captured.Load(); all != nil {
+		if n := (*all)[o.reason]; n != nil {
+			n.n.Add(1)
+		}
+	}
+}
+
+// ErrorType is the value of error.type for an error.
+func (t *Telemetry) ErrorType(err error) string {
+	name, _ := t.errors.of(err)
+	return name
+}
+
+// traceparentOf is the W3C's form of a trace context.
+func traceparentOf(sc trace.SpanContext) string {
+	if !sc.IsValid() {
+		return ""
+	}
+	return "00-" + sc.TraceID().String() + "-" + sc.SpanID().String() + "-" + sc.TraceFlags().String()
+}
