@@ -26,6 +26,7 @@ const maxHeader = 64<<10 - 1<<10
 // message counts more than what is said about it.
 var diagnostics = []struct{ stack, text int }{ // bytes
 	{stack: 16 << 10, text: 8 << 10},
+	{stack: 2 << 10, text: 8 << 10},
 	{stack: 2 << 10, text: 1 << 10},
 	{stack: 0, text: 256},
 }
@@ -83,10 +84,12 @@ func (s *Store) checkSame(ctx context.Context, r *Record, subject string) error 
 
 // redact takes away what is not to be stored.
 func (s *Store) redact(r *Record) {
-	r.BodySize = len(r.Data)
+	if r.Body == BodyInline { // not if an earlier try has put it elsewhere
+		r.BodySize = len(r.Data)
+	}
 	omit := s.cfg.MetadataOnly
-	if s.cfg.Redact != nil && !omit {
-		omit = !callRedact(s.cfg.Redact, r)
+	if s.cfg.Redact != nil && !omit && !callRedact(s.cfg.Redact, r) {
+		omit, r.Stack = true, nil
 	}
 	if omit {
 		r.Data, r.Header, r.Error, r.ReasonText = nil, nil, "", ""
@@ -131,7 +134,7 @@ func (s *Store) limit() int64 {
 		limit = min(limit, most)
 	}
 	// For the headers that steer the publish.
-	const steering = 256
+	const steering = 512
 	return limit - steering
 }
 
@@ -143,17 +146,21 @@ func fits(msg *nats.Msg, limit int64) bool {
 // cut returns the record's header with shorter diagnostics.
 func (r *Record) cut(stack, text int, more nats.Header) nats.Header {
 	short := *r
-	short.Error, short.ReasonText = shorten(r.Error, text), shorten(r.ReasonText, text)
-	short.Stack = nil
-	for _, line := range r.Stack {
-		if stack -= len(line); stack < 0 {
-			break
-		}
-		short.Stack = append(short.Stack, line)
-	}
+	short.Error, short.ReasonText, short.ErrorType = shorten(r.Error, text), shorten(r.ReasonText, text), shorten(r.ErrorType, text)
+	short.Stack, short.ErrorTypes = firstLines(r.Stack, stack), firstLines(r.ErrorTypes, text)
 	h := short.header()
 	maps.Copy(h, more)
 	return h
+}
+
+// firstLines returns the lines that most bytes hold, with what separates them.
+func firstLines(lines []string, most int) []string {
+	for i, line := range lines {
+		if most -= len(line) + len("\n"); most < 0 {
+			return lines[:i]
+		}
+	}
+	return lines
 }
 
 func shorten(s string, most int) string {
@@ -167,12 +174,13 @@ func shorten(s string, most int) string {
 // putElsewhere stores the body, and the headers if they are large, as objects of
 // the record's name.
 func (s *Store) putElsewhere(ctx context.Context, r *Record) error {
-	bucket, err := s.largeBucket(ctx)
+	bucket, err := s.largeBucket(ctx, true)
 	if err != nil {
 		return err
 	}
 	put := func(name string, data []byte) error {
 		if _, err := bucket.Put(ctx, jetstream.ObjectMeta{Name: name}, bytes.NewReader(data)); err != nil {
+			s.setBucket(nil) // it may have been deleted
 			return fmt.Errorf("put %d bytes into object store %q: %w", len(data), s.cfg.bucketName(), err)
 		}
 		return nil
@@ -194,25 +202,40 @@ func (s *Store) putElsewhere(ctx context.Context, r *Record) error {
 	return nil
 }
 
-func (s *Store) largeBucket(ctx context.Context) (jetstream.ObjectStore, error) {
+// largeBucket returns the object store. If it is missing, it is made, or that is
+// an error.
+func (s *Store) largeBucket(ctx context.Context, create bool) (jetstream.ObjectStore, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.bucket != nil {
-		return s.bucket, nil
+	bucket := s.bucket
+	s.mu.Unlock()
+	if bucket != nil {
+		return bucket, nil
 	}
-	cfg := s.cfg.streamConfig()
-	bucket, err := s.js.ObjectStore(ctx, s.cfg.bucketName())
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		bucket, err = s.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{
-			Bucket: s.cfg.bucketName(), Description: "Bodies of dead letters that are too large for stream " + s.cfg.StreamName(),
-			MaxBytes: cfg.MaxBytes, Storage: cfg.Storage, Replicas: cfg.Replicas, Placement: cfg.Placement, TTL: cfg.MaxAge,
+	name, cfg := s.cfg.bucketName(), s.cfg.streamConfig()
+	bucket, err := s.js.ObjectStore(ctx, name)
+	if create && errors.Is(err, jetstream.ErrBucketNotFound) {
+		err = s.reserve(cfg.MaxBytes, func(maxBytes int64) error {
+			bucket, err = s.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{
+				Bucket: name, Description: "Bodies of dead letters that are too large for stream " + s.cfg.StreamName(),
+				MaxBytes: maxBytes, Storage: cfg.Storage, Replicas: cfg.Replicas, Placement: cfg.Placement, TTL: cfg.MaxAge,
+			})
+			return err
 		})
+		if errors.Is(err, jetstream.ErrBucketExists) { // another instance was quicker
+			bucket, err = s.js.ObjectStore(ctx, name)
+		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("object store %q: %w", s.cfg.bucketName(), err)
+		return nil, fmt.Errorf("object store %q: %w", name, err)
 	}
-	s.bucket = bucket
+	s.setBucket(bucket)
 	return bucket, nil
+}
+
+func (s *Store) setBucket(bucket jetstream.ObjectStore) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bucket = bucket
 }
 
 // Load reads a record from a message of the dead-letter stream, with what was put
@@ -223,7 +246,7 @@ func (s *Store) Load(ctx context.Context, h nats.Header, data []byte) (*Record, 
 		return r, err
 	}
 	errs := []error{err}
-	bucket, err := s.largeBucket(ctx)
+	bucket, err := s.largeBucket(ctx, false)
 	if err != nil {
 		return r, errors.Join(append(errs, err)...)
 	}

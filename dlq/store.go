@@ -28,6 +28,11 @@ type Config struct {
 	// long as its stream has the message.
 	MetadataOnly bool
 
+	// External captures, besides, what consumers that are not the App's give up, and
+	// what the server does: those of plain NATS clients and of other languages, of
+	// the whole account. See Bridge. The default is not to.
+	External bool
+
 	// Redact may change a record before anything of it is stored: its Header, Data,
 	// Error, ReasonText and Stack. It is called for each capture, from several
 	// goroutines, and should be quick. When it panics, the record is stored as if
@@ -158,17 +163,27 @@ func (s *Store) Provision(ctx context.Context) error {
 	return nil
 }
 
-// create makes the stream. The server reserves MaxBytes, and a small one has no
-// room for the default: then there is less.
-func (s *Store) create(ctx context.Context, want jetstream.StreamConfig) (jetstream.Stream, error) {
+// create makes the stream.
+func (s *Store) create(ctx context.Context, want jetstream.StreamConfig) (stream jetstream.Stream, err error) {
+	err = s.reserve(want.MaxBytes, func(maxBytes int64) error {
+		want.MaxBytes = maxBytes
+		stream, err = s.js.CreateStream(ctx, want)
+		return err
+	})
+	return stream, err
+}
+
+// reserve creates what has MaxBytes. The server reserves them, and a small one
+// has no room for the default: then there is less.
+func (s *Store) reserve(maxBytes int64, create func(maxBytes int64) error) error {
 	const least, part = 1 << 20, 4
 	for {
-		stream, err := s.js.CreateStream(ctx, want)
+		err := create(maxBytes)
 		api, ok := errors.AsType[*jetstream.APIError](err)
-		if !ok || api.ErrorCode != codeNoRoom || s.cfg.Stream.MaxBytes != 0 || want.MaxBytes/part < least {
-			return stream, err
+		if !ok || api.ErrorCode != codeNoRoom || s.cfg.Stream.MaxBytes != 0 || maxBytes/part < least {
+			return err
 		}
-		want.MaxBytes /= part
+		maxBytes /= part
 	}
 }
 

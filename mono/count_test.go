@@ -56,15 +56,25 @@ func serveMetrics(t *testing.T, p program) scraper {
 }
 
 // seriesOf is the value of the series with that destination template and label.
-func (s scraper) seriesOf(t *testing.T, name, template, label string) (sum float64) {
+func (s scraper) seriesOf(t *testing.T, name, template, label string) float64 {
+	t.Helper()
+	return s.sumOf(t, name, `messaging_destination_template="`+template+`"`, label)
+}
+
+// seriesOfGroup is the value of the series with that consumer and label.
+func (s scraper) seriesOfGroup(t *testing.T, name, group, label string) float64 {
+	t.Helper()
+	return s.sumOf(t, name, `messaging_consumer_group_name="`+group+`"`, label)
+}
+
+func (s scraper) sumOf(t *testing.T, name string, labels ...string) (sum float64) {
 	t.Helper()
 	body, _ := s.get(t, "text/plain;version=0.0.4")
 	defer func() { _ = body.Close() }()
 	lines := bufio.NewScanner(body)
 	for lines.Scan() {
 		line := lines.Text()
-		if !strings.HasPrefix(line, name+"{") || !strings.Contains(line, `messaging_destination_template="`+template+`"`) ||
-			!strings.Contains(line, label) {
+		if !strings.HasPrefix(line, name+"{") || slices.ContainsFunc(labels, func(l string) bool { return !strings.Contains(line, l) }) {
 			continue
 		}
 		v, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)

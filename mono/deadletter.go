@@ -31,8 +31,8 @@ const (
 	// After a failed capture nobody tries for a while: messages that come in the
 	// meantime are held at once, rather than each after a timeout.
 	capturePause = time.Second
-	holdMin      = time.Second
-	holdMax      = 30 * time.Second
+	leastHold    = time.Second
+	mostHold     = 30 * time.Second
 )
 
 var errCapturePaused = errors.New("the dead-letter stream did not answer a moment ago")
@@ -45,6 +45,8 @@ type deadLetters struct {
 	app        string
 	appVersion string
 
+	bridge *dlq.Bridge // nil: only what this App's consumers give up
+
 	paused    atomic.Int64 // until when nobody tries, as since epoch
 	provision sync.Mutex   // one at a time brings the stream back
 }
@@ -53,7 +55,7 @@ type deadLetters struct {
 // put there.
 func (r *run) openDeadLetters(ctx context.Context) error {
 	cfg := r.app.cfg.deadLetters
-	if cfg == nil || len(r.streamRegs) == 0 {
+	if cfg == nil || len(r.streamRegs) == 0 && !cfg.External {
 		return nil
 	}
 	store, err := dlq.NewStore(r.nc, r.js, *cfg)
@@ -65,12 +67,48 @@ func (r *run) openDeadLetters(ctx context.Context) error {
 			cfg.StreamName(), jetStreamError(err))
 	}
 	d := &deadLetters{store: store, stream: cfg.StreamName(), app: r.app.cfg.name}
-	d.host, _ = os.Hostname() //nolint:errcheck // then it is not known
+	d.host, _ = os.Hostname() // or it is not known
 	if info, ok := debug.ReadBuildInfo(); ok {
 		d.appVersion = info.Main.Version
 	}
+	if cfg.External {
+		if d.bridge, err = dlq.NewBridge(store, r.bridgeConfig(d.stream)); err != nil {
+			return err
+		}
+		if err := d.bridge.Start(ctx); err != nil {
+			return fmt.Errorf("dead letters of others: %w; External of dlq.Config asks for them", jetStreamError(err))
+		}
+	}
 	r.dead = d
 	return nil
+}
+
+type captureKey struct{}
+
+// bridgeConfig has the captures of others' dead letters traced and counted.
+func (r *run) bridgeConfig(stream string) dlq.BridgeConfig {
+	ours := make(map[[2]string]bool, len(r.streamRegs))
+	for _, reg := range r.streamRegs {
+		ours[[2]string{reg.info.Stream, reg.info.Durable}] = true
+	}
+	tel := r.tel.Consumer(messaging.Route{Template: messaging.TemplateUnmatched, Group: messaging.GroupExternal})
+	tel.CaptureDeadLetters([]string{string(dlq.ReasonExternalMaxDeliver), string(dlq.ReasonExternalTerminated), string(dlq.ReasonExpired)})
+	return dlq.BridgeConfig{
+		Ours: func(stream, consumer string) bool { return ours[[2]string{stream, consumer}] },
+		Log:  r.log,
+		Trace: func(ctx context.Context, rec *dlq.Record) (context.Context, Header) {
+			op := tel.Capture(ctx, &messaging.Delivery{}, &messaging.Message{
+				Subject: rec.Subject, Header: rec.Header, Attempt: rec.Deliveries, StreamSequence: rec.StreamSequence,
+				Stream: rec.Stream, Consumer: rec.Consumer,
+			}, stream, string(rec.Reason))
+			return context.WithValue(ctx, captureKey{}, &op), op.Header
+		},
+		Captured: func(ctx context.Context, _ *dlq.Record, captured bool, err error) {
+			if op, ok := ctx.Value(captureKey{}).(*messaging.Capture); ok {
+				op.End(captured, err)
+			}
+		},
+	}
 }
 
 // A verdict is why a message is to be dead-lettered.
@@ -325,7 +363,7 @@ func (c *streamConsumer) hold(m *Msg, v verdict, err error) error {
 		tries = k.tries
 	})
 	const doublings = 6
-	delay := min(holdMin<<min(tries-1, doublings), holdMax)
+	delay := min(leastHold<<min(tries-1, doublings), mostHold)
 	delay += rand.N(delay / 4) //nolint:gosec,mnd // so that they do not all come back at once
 	c.report(slog.LevelError, "dead letter not captured, the message is held and comes again", m, err,
 		slog.String("reason", string(v.reason)), slog.Duration("delay", delay))

@@ -1,6 +1,7 @@
 package mono_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -158,7 +159,7 @@ func TestDeadLetter_reasons(t *testing.T) {
 				}
 
 				publish, capture := tr.one(t, publishSpan), tr.one(t, "dead_letter DLQ")
-				attempts := tr.ended(t, processSpan, int(got.Deliveries)) //nolint:gosec // few
+				attempts := tr.ended(t, processSpan, int(got.Deliveries))
 				last := attempts[len(attempts)-1]
 				wantChild(t, capture, last)
 				wantLinks(t, capture, publish.SpanContext())
@@ -458,7 +459,7 @@ func TestDeadLetter_largest(t *testing.T) {
 	}
 	r := awaitRecords(t, app, 1)[0]
 	settled(t, app, "orders", "billing")
-	if string(r.Data) != string(data) || r.Body != dlq.BodyObject {
+	if !bytes.Equal(r.Data, data) || r.Body != dlq.BodyObject {
 		t.Errorf("%d bytes of %d, %q", len(r.Data), len(data), r.Body)
 	}
 }
@@ -495,6 +496,54 @@ func TestWithDeadLetters_redact(t *testing.T) {
 	if all := fmt.Sprint(raw.Header, string(raw.Data)); strings.Contains(all, "secret") || !strings.Contains(all, "redacted") {
 		t.Errorf("stored: %s", all)
 	}
+}
+
+// Asked to, an App also captures what a plain client's consumer terminates, and
+// counts it apart.
+func TestWithDeadLetters_external(t *testing.T) {
+	t.Parallel()
+	srv := monotest.Server(t)
+	tr, scrape := newTracing(), newScraper(t)
+	app := runApp(t, append(onServer(srv), tr.option(), scrape.option, mono.WithDeadLetters(dlq.Config{External: true})),
+		emitter("shop", monotestEvent(t)),
+		tracedConsumer(t, 1, func(_ context.Context, msgs []*mono.Msg) error { return msgs[0].TermWithReason("ours") }))
+	js, err := jetstream.New(srv.Conn())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := js.CreateConsumer(within(t), "orders", jetstream.ConsumerConfig{Durable: "plain", AckPolicy: jetstream.AckExplicitPolicy})
+	if err != nil {
+		t.Fatal(err)
+	}
+	publishStored(t, app, mono.Header{"k": {"v"}})
+	m, err := c.Next(jetstream.FetchMaxWait(patience))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.TermWithReason("theirs"); err != nil {
+		t.Fatal(err)
+	}
+	got := awaitRecords(t, app, 2)
+	if got[0].Consumer != "plain" {
+		got[0], got[1] = got[1], got[0]
+	}
+	if r := got[0]; r.Reason != dlq.ReasonExternalTerminated || !strings.Contains(r.ReasonText, "theirs") || string(r.Data) != "x" ||
+		r.Header.Get("k") != "v" || r.Stream != "orders" || r.Consumer != "plain" {
+		t.Errorf("theirs: %+v", *r)
+	}
+	if r := got[1]; r.Reason != dlq.ReasonTerminated || r.ReasonText != "ours" || r.Consumer != "billing" {
+		t.Errorf("ours: %+v", *r)
+	}
+	publish := tr.one(t, publishSpan)
+	for _, s := range tr.ended(t, "dead_letter DLQ", 2) {
+		wantLinks(t, s, publish.SpanContext())
+		if attrOf(s, "messaging.consumer.group.name") == "plain" {
+			wantRoot(t, s)
+		}
+	}
+	eventually(t, func() bool {
+		return scrape.seriesOfGroup(t, "mono_dead_letters_captured_total", "_external", `reason="external_terminated"`) == 1
+	}, "it is counted")
 }
 
 func TestWithDeadLetters_refuses(t *testing.T) {

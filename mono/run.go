@@ -305,6 +305,9 @@ func (r *run) stop(ctx context.Context) error {
 	defer cancelLate()
 	var errs []error
 	errs = append(errs, r.stopConsumers(late, soft))
+	if r.dead != nil && r.dead.bridge != nil {
+		errs = append(errs, r.dead.bridge.Stop(late))
+	}
 	for _, m := range slices.Backward(r.modules) {
 		if err := stopModule(late, m); err != nil {
 			errs = append(errs, fmt.Errorf("stop module %q: %w", m.Name(), err))

@@ -156,6 +156,9 @@ type Message struct {
 	Attempt          uint64    // counted from 1; 0 for core NATS
 	StreamSequence   uint64
 	ConsumerSequence uint64
+
+	// Of a consumer that is not the App's: where it consumes, and as who.
+	Stream, Consumer string
 }
 
 // A Delivery is one message in the hands of a handler. It is meant to be part of

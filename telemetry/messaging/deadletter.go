@@ -1,6 +1,7 @@
 package messaging
 
 import (
+	"cmp"
 	"context"
 
 	"github.com/nats-io/nats.go"
@@ -77,8 +78,8 @@ func (c *Consumer) Capture(ctx context.Context, d *Delivery, m *Message, stream,
 	}
 	o.span = span
 	if span.IsRecording() {
-		span.SetAttributes(keySystem.String(systemNATS), keyConsumerGroup.String(c.route.Group),
-			keyDestination.String(clean(m.Subject, maxAttribute)), keyStream.String(c.route.Stream),
+		span.SetAttributes(keySystem.String(systemNATS), keyConsumerGroup.String(clean(cmp.Or(m.Consumer, c.route.Group), maxAttribute)),
+			keyDestination.String(clean(m.Subject, maxAttribute)), keyStream.String(clean(cmp.Or(m.Stream, c.route.Stream), maxAttribute)),
 			sequenceAttr(keyStreamSequence, m.StreamSequence), sequenceAttr(KeyDeliveryCount, m.Attempt))
 	}
 	if span.SpanContext().IsValid() {

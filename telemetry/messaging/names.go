@@ -82,6 +82,7 @@ const (
 const (
 	TemplateUnmatched = "_unmatched" // a subject that no event declares
 	TemplateInbox     = "_inbox"     // the reply subject of a request
+	GroupExternal     = "_external"  // a consumer that is not the App's
 )
 
 const errorTypeOther = "_OTHER"
