@@ -24,6 +24,7 @@ BENCH     ?= .
 BENCHTIME ?= 1s
 COUNT     ?= 1
 ROUNDS    ?= 10
+KILLS     ?= 200
 
 .PHONY: help
 help: ## list the tasks
@@ -59,6 +60,12 @@ fmt: ## format the code
 .PHONY: tidy
 tidy: ## tidy go.mod and go.sum of every module
 	@for m in . tools $(inner); do echo "==> tidy $$m"; (cd "$$m" && go mod tidy) || exit 1; done
+
+.PHONY: chaos
+chaos: ## kill a consumer's process KILLS times, for each kind of stream, and look for what is lost
+	@echo "==> kill consumers at random points, $(KILLS) times for each retention"
+	@dir="$$(mktemp -d)" && trap 'rm -rf "$$dir"' EXIT && go test -c -o "$$dir/mono.test" ./mono && \
+	MONO_CHAOS=$(KILLS) "$$dir/mono.test" -test.run='^TestChaos_manyKills$$' -test.parallel=3 -test.timeout=$(TIMEOUT)
 
 .PHONY: bench
 bench: ## run the benchmarks

@@ -52,7 +52,7 @@ func startChild(t testing.TB, mode, arg string) *childProcess {
 		waited: make(chan struct{}),
 	}
 	// nats-server has races of its own; they are not what these tests look for.
-	c.cmd.Env = append(os.Environ(), childMode+"="+mode, childArg+"="+arg, "GORACE=exitcode=0 log_path="+os.DevNull)
+	c.cmd.Env = append(os.Environ(), childMode+"="+mode, childArg+"="+arg, "GORACE=exitcode=0 atexit_sleep_ms=0 log_path="+os.DevNull)
 	if c.stdin, err = c.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}
@@ -149,6 +149,8 @@ func TestChildProcess(_ *testing.T) { //nolint:paralleltest // it is alone in it
 		err = childWorker(ctx, arg)
 	case "run":
 		err = childRun(ctx, cancel, arg)
+	case "chaos":
+		err = childChaos(ctx, arg)
 	default:
 		err = fmt.Errorf("unknown mode %q", mode)
 	}
