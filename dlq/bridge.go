@@ -34,9 +34,11 @@ const (
 	// How much the clocks of a cluster's servers may differ.
 	clockSkew = time.Second
 
-	// For what is done about one advisory, and its lease, which is longer.
+	// For what is done about one advisory. Its lease is shorter, so that one which
+	// arrives while a bridge stops is not late: two bridges that handle the same
+	// one do no harm.
 	handleTimeout   = 20 * time.Second
-	advisoryAckWait = 30 * time.Second
+	advisoryAckWait = 10 * time.Second
 
 	// Advisories that wait to be looked at again count, too. Those behind them
 	// are due when their turn comes.
@@ -103,8 +105,8 @@ type BridgeConfig struct {
 // Several bridges with the same dead-letter stream share the work, as one durable
 // consumer. An advisory counts as handled when its dead letter is stored. A message
 // that the server gave up is then settled for its consumer, so that work queue and
-// interest streams do not keep it for ever. On the stream of an AckAll consumer it
-// stays: its acknowledgement would count for others.
+// interest streams do not keep it for ever. What an AckAll consumer left in an interest
+// stream stays there: such an acknowledgement would be of the messages before, too.
 //
 // A message is told apart from one that was acknowledged late by what the server
 // still knows. It does not tell for consumers with a MaxDeliver of 1, nor, on
@@ -166,15 +168,10 @@ func (b *Bridge) Start(ctx context.Context) error {
 			return fmt.Errorf("start advisory bridge: %w: it has not stopped yet", context.Cause(ctx))
 		}
 	}
-	account, err := b.store.js.AccountInfo(ctx)
+	reader, err := b.open(ctx)
 	if err != nil {
 		return fmt.Errorf("start advisory bridge: %w", err)
 	}
-	reader, err := b.provision(ctx)
-	if err != nil {
-		return fmt.Errorf("start advisory bridge: %w", err)
-	}
-	b.domain = account.Domain
 	base := context.WithoutCancel(ctx)
 	fetch, stop := context.WithCancelCause(base)
 	work, kill := context.WithCancelCause(base)
@@ -206,6 +203,29 @@ func (b *Bridge) Stop(ctx context.Context) error {
 	case <-ctx.Done():
 		b.kill(errBridgeKilled)
 		return fmt.Errorf("stop advisory bridge: %w: a capture is under way", context.Cause(ctx))
+	}
+}
+
+// open asks again when a request is lost, as they are when the server has just come
+// back.
+func (b *Bridge) open(ctx context.Context) (jetstream.Consumer, error) {
+	const timeout = 5 * time.Second
+	for {
+		attempt, cancel := context.WithTimeout(ctx, timeout)
+		reader, err := b.provision(attempt)
+		if err == nil {
+			var account *jetstream.AccountInfo
+			if account, err = b.store.js.AccountInfo(attempt); err == nil {
+				b.domain = account.Domain
+			}
+		}
+		cancel()
+		switch {
+		case err == nil:
+			return reader, nil
+		case ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded):
+			return nil, err
+		}
 	}
 }
 
@@ -319,7 +339,8 @@ func advisoryConflict(have jetstream.StreamConfig) error {
 }
 
 // run reads advisories until fetch ends. It asks for one at a time: none waits here
-// while its lease runs out, and other bridges take the next.
+// while its lease runs out, and other bridges take the next. What arrives when fetch
+// has ended comes again after its lease.
 func (b *Bridge) run(fetch, work context.Context, reader jetstream.Consumer, done chan<- struct{}) {
 	defer close(done)
 	for fetch.Err() == nil {

@@ -23,7 +23,8 @@ import (
 const (
 	implRaw     = "raw"
 	implMonotel = "monotel"
-	implOff     = "off"  // monotel without telemetry
+	implOff     = "off"  // monotel without telemetry, or without dead letters
+	implOn      = "on"   // monotel with dead letters
 	implBare    = "bare" // one call of OpenTelemetry's SDK
 )
 
@@ -112,6 +113,15 @@ func costRows(rows []pair) []pair {
 	return rows
 }
 
+// deadLetterPairs compare monotel with itself, too: what is not given up must not
+// pay for what might be. The ratio is what rounds differ by, and no budget.
+var deadLetterPairs = []pair{
+	{
+		name: "DeadLetterHealthyPath", title: "consume and ack, nothing is given up", unit: unitTime, ratio: 1.03,
+		first: implOff, second: implOn,
+	},
+}
+
 // A comparison is a table of the page.
 type comparison struct {
 	name          string // on the page
@@ -123,6 +133,7 @@ var tables = []comparison{
 	{"nats.go", "nats.go", "monotel", pairs},
 	{"telemetry", "telemetry off", "on", telemetryPairs},
 	{"cost", "bare call", "recording", costPairs},
+	{"dead letters", "dead letters off", "on", deadLetterPairs},
 }
 
 func main() {
