@@ -16,6 +16,7 @@ import (
 const (
 	codeWrongLastSequence = 10071
 	codeNoRoom            = 10047 // for the bytes that a stream reserves
+	codeNoRoomInCluster   = 10005 // on enough of the servers
 )
 
 // The limit of JetStream for a message's header, less a margin for what others

@@ -180,7 +180,8 @@ func (s *Store) reserve(maxBytes int64, create func(maxBytes int64) error) error
 	for {
 		err := create(maxBytes)
 		api, ok := errors.AsType[*jetstream.APIError](err)
-		if !ok || api.ErrorCode != codeNoRoom || s.cfg.Stream.MaxBytes != 0 || maxBytes/part < least {
+		noRoom := ok && (api.ErrorCode == codeNoRoom || api.ErrorCode == codeNoRoomInCluster)
+		if !noRoom || s.cfg.Stream.MaxBytes != 0 || maxBytes/part < least {
 			return err
 		}
 		maxBytes /= part

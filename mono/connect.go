@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync/atomic"
 
 	"github.com/nats-io/nats.go"
@@ -14,7 +15,11 @@ import (
 // passed on to the callbacks that the user's own options set.
 func (r *run) connect(ctx context.Context, url string, opts []nats.Option) error {
 	o := nats.GetDefaultOptions()
-	o.Url = url
+	for s := range strings.SplitSeq(url, ",") { // as nats.Connect does; o.Url is one server
+		if s = strings.TrimSpace(s); s != "" {
+			o.Servers = append(o.Servers, s)
+		}
+	}
 	o.Name = r.app.cfg.name
 	o.MaxReconnect = -1
 	o.IgnoreAuthErrorAbort = true // a password that is being changed is no reason to give up

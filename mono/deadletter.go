@@ -244,7 +244,9 @@ func (c *streamConsumer) deadLetter(m *Msg, v verdict) error {
 		return c.hold(m, v, err)
 	}
 	if err := c.term(ctx, m, []byte("+TERM "+line), v.cause); err != nil {
-		return err // it comes again, and is captured already
+		// It comes again, and is captured already: no handler is to see it.
+		c.pasts.note(m, func(k *past) { k.verdict = &v })
+		return err
 	}
 	c.pasts.forget(m)
 	c.report(slog.LevelError, "message dead-lettered", m, v.cause, slog.String("reason", line), slog.String("dead_letter", id))

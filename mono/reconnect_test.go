@@ -118,6 +118,18 @@ func awaitDisconnect(t *testing.T, app *mono.App) {
 	eventually(t, func() bool { return !app.Conn().IsConnected() }, "the App notices that the server is gone")
 }
 
+// A list of servers was taken for the address of one.
+func TestWithNATS_severalServers(t *testing.T) {
+	t.Parallel()
+	srv := monotest.Server(t)
+	e := defineEvent(t, "Created")
+	handled := newTally()
+	app := runApp(t, []mono.Option{mono.WithNATS("nats://127.0.0.1:1, " + srv.URL())}, emitter("shop", e),
+		durableModule("m", e, autoAckPlain("S"), handled.handle))
+	publishAll(t, app.Bus(), e, []string{"x"})
+	handled.waitFor(t, []string{"x"})
+}
+
 // What is published while the server is away fails in words that say so, or
 // waits if its context has the time.
 func TestReconnect_publish(t *testing.T) {
