@@ -62,6 +62,22 @@ func (s *Store) Capture(ctx context.Context, r *Record, more nats.Header) (captu
 // creation.
 var ErrIDTaken = errors.New("another message has the ID of this dead letter")
 
+// Holds reports whether a record of the message that r describes is stored: by
+// its ID, and by the time at which the message was stored, as far as both say.
+// [ErrIDTaken] is none of the errors: then it is not.
+//
+// It takes two round trips.
+func (s *Store) Holds(ctx context.Context, r *Record) (bool, error) {
+	err := s.checkSame(ctx, r, s.Subject(r.Stream, r.Consumer, r.ID))
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, jetstream.ErrMsgNotFound), errors.Is(err, ErrIDTaken):
+		return false, nil
+	}
+	return false, err
+}
+
 // checkSame makes sure that what is stored already is the same message: it was
 // stored in its stream at the same time.
 func (s *Store) checkSame(ctx context.Context, r *Record, subject string) error {

@@ -208,6 +208,9 @@ func (c *streamConsumer) condemned(m *Msg) *verdict {
 		return known.verdict
 	}
 	if m.meta.NumDelivered <= crashReserve || !c.retry.last(m.meta.NumDelivered-crashReserve) {
+		if known == nil && c.isCaptured(m) {
+			return &verdict{reason: dlq.ReasonTerminated, text: "captured before, and not terminated then"}
+		}
 		return nil
 	}
 	if known != nil && known.left {
@@ -218,6 +221,28 @@ func (c *streamConsumer) condemned(m *Msg) *verdict {
 		text: fmt.Sprintf("delivered %d times without an outcome: the process ended, was stopped, or lost its connection while it was handled",
 			m.meta.NumDelivered-1),
 	}
+}
+
+// isCaptured reports whether another process, or this one before it was started
+// again, has captured the message and ended before the term. A handler that
+// succeeds with it now would leave a dead letter of what was handled. Where that
+// cannot be found out the handler gets it.
+func (c *streamConsumer) isCaptured(m *Msg) bool {
+	const limit = time.Second
+	dead := c.rt.dead
+	if int64(time.Since(epoch)) < dead.paused.Load() {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.work), limit)
+	defer cancel()
+	holds, err := dead.store.Holds(ctx, &dlq.Record{
+		ID:     dlq.ID(c.info.Stream, *c.created.Load(), c.info.Durable, m.meta.Sequence.Stream),
+		Stream: c.info.Stream, Consumer: c.info.Durable, Stored: m.meta.Timestamp,
+	})
+	if err != nil {
+		dead.paused.Store(int64(time.Since(epoch) + capturePause))
+	}
+	return holds
 }
 
 // deadLetter gives up on a message: it is captured, and only then terminated.

@@ -291,6 +291,79 @@ func TestDeadLetter_crashed(t *testing.T) {
 	}
 }
 
+// A process that ends between the acknowledgement of a record and the term leaves a
+// message that comes again and is a dead letter already. No handler sees it, who
+// might succeed.
+func TestDeadLetter_capturedBefore(t *testing.T) {
+	t.Parallel()
+	srv := monotest.Server(t)
+	var handled atomic.Int64
+	module := func() *testModule {
+		return tracedConsumer(t, 1, func(ctx context.Context, msgs []*mono.Msg) error {
+			handled.Add(1)
+			return ackAll(ctx, msgs)
+		})
+	}
+	first := runApp(t, onServer(srv), emitter("shop", monotestEvent(t)), module())
+	if err := first.Stop(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	js, err := jetstream.New(srv.Conn())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, data := range []string{"captured", "only delivered"} {
+		if _, err := js.Publish(within(t), traceSubject, []byte(data)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// As another process that gets both, captures the first, and ends.
+	c, err := js.Consumer(within(t), "orders", "billing")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.Stream(within(t), "orders")
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := dlq.NewStore(js.Conn(), js, dlq.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 2 {
+		m, err := c.Next(jetstream.FetchMaxWait(patience))
+		if err != nil {
+			t.Fatal(err)
+		}
+		meta, err := m.Metadata()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			created := stream.CachedInfo().Created
+			r := &dlq.Record{
+				ID: dlq.ID("orders", created, "billing", meta.Sequence.Stream), Reason: dlq.ReasonTerminated,
+				Stream: "orders", Consumer: "billing", Stored: meta.Timestamp, Data: m.Data(),
+			}
+			if captured, err := store.Capture(within(t), r, nil); err != nil || !captured {
+				t.Fatal(captured, err)
+			}
+		}
+		if err := m.Nak(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := js.Conn().Flush(); err != nil {
+		t.Fatal(err)
+	}
+	app := runApp(t, append(onServer(srv), mono.WithEvents(monotestEvent(t))), module())
+	settled(t, app, "orders", "billing")
+	eventually(t, func() bool { return handled.Load() == 1 }, "the other message is handled")
+	if rs := awaitRecords(t, app, 1); string(rs[0].Data) != "captured" {
+		t.Errorf("captured: %q", rs[0].Data)
+	}
+}
+
 // Without dead letters a message that is given up is terminated, counted, and
 // gone.
 func TestWithoutDeadLetters(t *testing.T) {

@@ -140,6 +140,9 @@ func (c *streamConsumer) sendWith(m *Msg, kind messaging.Settlement, body []byte
 // nak hands the message back. Its state says so before the server knows: the
 // next delivery may be here before this call has returned.
 func (c *streamConsumer) nak(m *Msg, delay time.Duration, cause error) error {
+	if c.rt.dead != nil {
+		c.pasts.note(m, func(*past) {}) // this process knows that it is not captured
+	}
 	m.state.Store(stateReturned)
 	if delay <= 0 {
 		return c.send(m, messaging.Nak, wireNak, cause)
