@@ -162,12 +162,17 @@ func fits(msg *nats.Msg, limit int64) bool {
 
 // cut returns the record's header with shorter diagnostics.
 func (r *Record) cut(stack, text int, more nats.Header) nats.Header {
+	h := r.shortened(stack, text).header()
+	maps.Copy(h, more)
+	return h
+}
+
+// shortened returns a copy with shorter diagnostics.
+func (r *Record) shortened(stack, text int) *Record {
 	short := *r
 	short.Error, short.ReasonText, short.ErrorType = shorten(r.Error, text), shorten(r.ReasonText, text), shorten(r.ErrorType, text)
 	short.Stack, short.ErrorTypes = firstLines(r.Stack, stack), firstLines(r.ErrorTypes, text)
-	h := short.header()
-	maps.Copy(h, more)
-	return h
+	return &short
 }
 
 // firstLines returns the lines that most bytes hold, with what separates them.
@@ -259,14 +264,23 @@ func (s *Store) setBucket(bucket jetstream.ObjectStore) {
 // elsewhere.
 func (s *Store) Load(ctx context.Context, h nats.Header, data []byte) (*Record, error) {
 	r, err := Decode(h, data)
-	if r == nil || r.Body != BodyObject && r.HeadersObject == "" {
-		return r, err
+	if r == nil {
+		return nil, err
 	}
-	errs := []error{err}
+	return r, errors.Join(err, s.Fetch(ctx, r))
+}
+
+// Fetch fills in what a record has in the object store: its body, its headers. It
+// does nothing for others.
+func (s *Store) Fetch(ctx context.Context, r *Record) error {
+	if r.Body != BodyObject && r.HeadersObject == "" {
+		return nil
+	}
 	bucket, err := s.largeBucket(ctx, false)
 	if err != nil {
-		return r, errors.Join(append(errs, err)...)
+		return err
 	}
+	var errs []error
 	if r.Body == BodyObject {
 		r.Data, err = bucket.GetBytes(ctx, r.BodyObject)
 		if err != nil {
@@ -282,5 +296,5 @@ func (s *Store) Load(ctx context.Context, h nats.Header, data []byte) (*Record, 
 			errs = append(errs, fmt.Errorf("headers of dead letter %s: %w", r.ID, err))
 		}
 	}
-	return r, errors.Join(errs...)
+	return errors.Join(errs...)
 }

@@ -231,55 +231,19 @@ func Decode(h nats.Header, data []byte) (*Record, error) {
 	}
 	r := &Record{}
 	var errs []error
-	bad := func(key string, err error) {
-		if err != nil {
-			errs = append(errs, fmt.Errorf("header %s is %.100q: %w", key, first(h, key), err))
-		}
-	}
-	known := map[string]func(v string) error{
-		HeaderVersion: func(v string) error {
-			if n, err := strconv.Atoi(v); err != nil || n < 1 {
-				return errors.New("want a number from 1")
-			}
-			return nil
-		},
-		HeaderID:                textInto(&r.ID),
-		HeaderReason:            textInto((*string)(&r.Reason)),
-		HeaderReasonText:        jsonInto(&r.ReasonText),
-		HeaderSubject:           textInto(&r.Subject),
-		HeaderHeaders:           func(v string) (err error) { r.Header, err = decodeHeaders(v); return err },
-		HeaderHeadersObject:     textInto(&r.HeadersObject),
-		HeaderBody:              textInto((*string)(&r.Body)),
-		HeaderBodyObject:        textInto(&r.BodyObject),
-		HeaderBodySize:          sizeInto(&r.BodySize),
-		HeaderEvent:             textInto(&r.Event),
-		HeaderStream:            textInto(&r.Stream),
-		HeaderStreamCreated:     timeInto(&r.StreamCreated),
-		HeaderStreamSequence:    numberInto(&r.StreamSequence),
-		HeaderConsumer:          textInto(&r.Consumer),
-		HeaderConsumerSequence:  numberInto(&r.ConsumerSequence),
-		HeaderDeliveries:        numberInto(&r.Deliveries),
-		HeaderStored:            timeInto(&r.Stored),
-		HeaderFirstFailed:       timeInto(&r.FirstFailed),
-		HeaderFailed:            timeInto(&r.Failed),
-		HeaderError:             jsonInto(&r.Error),
-		HeaderErrorType:         textInto(&r.ErrorType),
-		HeaderErrorTypes:        jsonInto(&r.ErrorTypes),
-		HeaderStack:             jsonInto(&r.Stack),
-		HeaderTraceparent:       textInto(&r.Traceparent),
-		HeaderOriginTraceparent: textInto(&r.OriginTraceparent),
-		HeaderApp:               textInto(&r.App),
-		HeaderAppVersion:        textInto(&r.AppVersion),
-		HeaderModule:            textInto(&r.Module),
-		HeaderHost:              textInto(&r.Host),
-	}
-	for key, read := range known {
-		if v := first(h, key); v != "" {
-			bad(key, read(v))
-		}
-	}
 	for key, vs := range h {
-		if _, ok := known[key]; !ok && strings.HasPrefix(key, headerPrefix) {
+		if !strings.HasPrefix(key, headerPrefix) || len(vs) == 0 {
+			continue
+		}
+		v := vs[0]
+		known, err := r.set(key, v)
+		if v == "" {
+			err = nil // as if it was not there
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("header %s is %.100q: %w", key, v, err))
+		}
+		if !known {
 			if r.Unknown == nil {
 				r.Unknown = make(nats.Header)
 			}
@@ -293,6 +257,77 @@ func Decode(h nats.Header, data []byte) (*Record, error) {
 	return r, errors.Join(errs...)
 }
 
+// set reads one header. It is a switch since millions are read at a time.
+func (r *Record) set(key, v string) (known bool, err error) { //nolint:cyclop // one case a header
+	switch key {
+	case HeaderVersion:
+		if n, convErr := strconv.Atoi(v); convErr != nil || n < 1 {
+			err = errors.New("want a number from 1")
+		}
+	case HeaderID:
+		err = textInto(&r.ID, v)
+	case HeaderReason:
+		err = textInto((*string)(&r.Reason), v)
+	case HeaderReasonText:
+		err = jsonTextInto(&r.ReasonText, v)
+	case HeaderSubject:
+		err = textInto(&r.Subject, v)
+	case HeaderHeaders:
+		r.Header, err = decodeHeaders(v)
+	case HeaderHeadersObject:
+		err = textInto(&r.HeadersObject, v)
+	case HeaderBody:
+		err = textInto((*string)(&r.Body), v)
+	case HeaderBodyObject:
+		err = textInto(&r.BodyObject, v)
+	case HeaderBodySize:
+		err = sizeInto(&r.BodySize, v)
+	case HeaderEvent:
+		err = textInto(&r.Event, v)
+	case HeaderStream:
+		err = textInto(&r.Stream, v)
+	case HeaderStreamCreated:
+		err = timeInto(&r.StreamCreated, v)
+	case HeaderStreamSequence:
+		err = numberInto(&r.StreamSequence, v)
+	case HeaderConsumer:
+		err = textInto(&r.Consumer, v)
+	case HeaderConsumerSequence:
+		err = numberInto(&r.ConsumerSequence, v)
+	case HeaderDeliveries:
+		err = numberInto(&r.Deliveries, v)
+	case HeaderStored:
+		err = timeInto(&r.Stored, v)
+	case HeaderFirstFailed:
+		err = timeInto(&r.FirstFailed, v)
+	case HeaderFailed:
+		err = timeInto(&r.Failed, v)
+	case HeaderError:
+		err = jsonTextInto(&r.Error, v)
+	case HeaderErrorType:
+		err = textInto(&r.ErrorType, v)
+	case HeaderErrorTypes:
+		err = jsonTextsInto(&r.ErrorTypes, v)
+	case HeaderStack:
+		err = jsonTextsInto(&r.Stack, v)
+	case HeaderTraceparent:
+		err = textInto(&r.Traceparent, v)
+	case HeaderOriginTraceparent:
+		err = textInto(&r.OriginTraceparent, v)
+	case HeaderApp:
+		err = textInto(&r.App, v)
+	case HeaderAppVersion:
+		err = textInto(&r.AppVersion, v)
+	case HeaderModule:
+		err = textInto(&r.Module, v)
+	case HeaderHost:
+		err = textInto(&r.Host, v)
+	default:
+		return false, nil
+	}
+	return true, err
+}
+
 // first is Get, for headers that no server has seen: a key may lack values.
 func first(h nats.Header, key string) string {
 	if vs := h[key]; len(vs) > 0 {
@@ -303,53 +338,89 @@ func first(h nats.Header, key string) string {
 
 // textInto cleans as [Record.header] does, so that what is not written by us can
 // be shown, too.
-func textInto(to *string) func(string) error {
-	return func(v string) error { *to = oneLine(v); return nil }
+func textInto(to *string, v string) error {
+	*to = oneLine(v)
+	return nil
 }
 
-func numberInto(to *uint64) func(string) error {
-	return func(v string) error {
-		n, err := strconv.ParseUint(v, 10, 64)
-		if err != nil { // n may be the largest number
-			return errors.New("want a number")
-		}
-		*to = n
-		return nil
+func numberInto(to *uint64, v string) error {
+	n, err := strconv.ParseUint(v, 10, 64)
+	if err != nil { // n may be the largest number
+		return errors.New("want a number")
 	}
+	*to = n
+	return nil
 }
 
-func sizeInto(to *int) func(string) error {
-	return func(v string) error {
-		n, err := strconv.Atoi(v)
-		if err != nil || n < 0 {
-			return errors.New("want a number of bytes")
-		}
-		*to = n
-		return nil
+func sizeInto(to *int, v string) error {
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 0 {
+		return errors.New("want a number of bytes")
 	}
+	*to = n
+	return nil
 }
 
-func timeInto(to *time.Time) func(string) error {
-	return func(v string) error {
-		t, err := time.Parse(time.RFC3339Nano, v)
-		t = t.UTC()
-		if err != nil || t.Year() < 0 || t.Year() > 9999 { // as another zone may make it
-			return errors.New("want a time of RFC 3339")
-		}
-		*to = t
-		return nil
+func timeInto(to *time.Time, v string) error {
+	t, err := time.Parse(time.RFC3339Nano, v)
+	t = t.UTC()
+	if err != nil || t.Year() < 0 || t.Year() > 9999 { // as another zone may make it
+		return errors.New("want a time of RFC 3339")
 	}
+	*to = t
+	return nil
 }
 
-func jsonInto[T any](to *T) func(string) error {
-	return func(v string) error {
-		var read T
-		if err := json.Unmarshal([]byte(v), &read); err != nil {
-			return err
-		}
-		*to = read
+// jsonTextInto reads a JSON string. Most have nothing to unescape.
+func jsonTextInto(to *string, v string) error {
+	if n := len(v); n >= 2 && v[0] == '"' && v[n-1] == '"' && plain(v[1:n-1]) {
+		*to = v[1 : n-1]
 		return nil
 	}
+	return jsonInto(to, v)
+}
+
+// plain reports whether a JSON string has nothing to unescape.
+func plain(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
+}
+
+// jsonTextsInto reads a JSON array of strings.
+func jsonTextsInto(to *[]string, v string) error {
+	if texts, ok := plainTexts(v); ok {
+		*to = texts
+		return nil
+	}
+	return jsonInto(to, v)
+}
+
+// plainTexts reads an array as we write it, if there is nothing to unescape.
+func plainTexts(v string) ([]string, bool) {
+	const open, end = `["`, `"]`
+	if !strings.HasPrefix(v, open) || !strings.HasSuffix(v, end) || len(v) < len(open)+len(end) {
+		return nil, false
+	}
+	texts := strings.Split(v[len(open):len(v)-len(end)], `","`)
+	for _, text := range texts {
+		if !plain(text) {
+			return nil, false
+		}
+	}
+	return texts, true
+}
+
+func jsonInto[T any](to *T, v string) error {
+	var read T
+	if err := json.Unmarshal([]byte(v), &read); err != nil {
+		return err
+	}
+	*to = read
+	return nil
 }
 
 // A headerEntry is one value of one original header. Base64 holds what is not
@@ -388,6 +459,9 @@ func encodeHeaders(h nats.Header) string {
 }
 
 func decodeHeaders(s string) (nats.Header, error) {
+	if h, ok := plainHeaders(s); ok {
+		return h, nil
+	}
 	var entries []headerEntry
 	if err := json.Unmarshal([]byte(s), &entries); err != nil {
 		return nil, err
@@ -406,6 +480,34 @@ func decodeHeaders(s string) (nats.Header, error) {
 	return h, nil
 }
 
+// plainHeaders reads headers as we write them, if there is nothing to unescape.
+func plainHeaders(s string) (nats.Header, bool) {
+	s, ok := strings.CutPrefix(s, `[{"k":"`)
+	if !ok {
+		return nil, false
+	}
+	h := make(nats.Header)
+	for {
+		var k, v string
+		if k, s, ok = strings.Cut(s, `"`); !ok || !plain(k) {
+			return nil, false
+		}
+		if s, ok = strings.CutPrefix(s, `,"v":"`); !ok {
+			return nil, false
+		}
+		if v, s, ok = strings.Cut(s, `"`); !ok || !plain(v) {
+			return nil, false
+		}
+		h[k] = append(h[k], v)
+		if s == "}]" {
+			return h, true
+		}
+		if s, ok = strings.CutPrefix(s, `},{"k":"`); !ok {
+			return nil, false
+		}
+	}
+}
+
 // toJSON never fails for what it is given here: strings, which lose what is not
 // UTF-8.
 func toJSON(v any) string {
@@ -420,12 +522,25 @@ func toJSON(v any) string {
 
 // oneLine makes a text fit for a header.
 func oneLine(s string) string {
+	if plainLine(s) {
+		return s
+	}
 	return strings.TrimSpace(strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {
 			return ' '
 		}
 		return r
 	}, s))
+}
+
+// plainLine reports whether a text is fit as it is. It is most of the time.
+func plainLine(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c >= 0x7f {
+			return false
+		}
+	}
+	return s == "" || s[0] != ' ' && s[len(s)-1] != ' '
 }
 
 // wireSize is the size of a header as the client writes it.

@@ -1,0 +1,162 @@
+package triage_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/dlq/triage"
+)
+
+// A replay is run by a child process, which is killed at random points and
+// started again until it is done.
+
+const (
+	childURL = "TRIAGE_TEST_URL"
+	childOp  = "TRIAGE_TEST_OPERATION"
+	// A number of kills, for the long form.
+	killsEnv = "TRIAGE_KILLS"
+)
+
+// TestChildProcess is the child, and does nothing in the parent.
+func TestChildProcess(t *testing.T) {
+	url, id := os.Getenv(childURL), os.Getenv(childOp)
+	if url == "" {
+		return
+	}
+	nc, err := nats.Connect(url)
+	must(t, err)
+	defer nc.Close()
+	d, err := triage.Open(t.Context(), nc, triage.Config{Actor: "child"})
+	must(t, err)
+	op, err := d.Run(t.Context(), id, func(o *triage.Operation) {
+		fmt.Println("claimed", o.Claimed, "in flight", o.InFlight(), o.Status)
+	})
+	must(t, err)
+	fmt.Println("ended", op.Status)
+}
+
+func TestRun_killed(t *testing.T) {
+	t.Parallel()
+	kills := 4
+	if n, err := strconv.Atoi(os.Getenv(killsEnv)); err == nil {
+		kills = n
+	}
+	const entries = 10_000
+	for _, retention := range []jetstream.RetentionPolicy{jetstream.LimitsPolicy, jetstream.WorkQueuePolicy} {
+		t.Run(retention.String(), func(t *testing.T) {
+			t.Parallel()
+			b := setupWith(t, dlq.Config{}, jetstream.StreamConfig{Retention: retention})
+			b.fill(t, entries)
+			failing := func(id string) bool { return id[0] == 'a' } // one in 32
+			billed := b.consume(t, billing, failing)
+			var reported *target
+			if retention == jetstream.LimitsPolicy {
+				reported = b.consume(t, reports, nil)
+			}
+			// Slow enough that there is something to be killed.
+			p := b.plan(t, triage.Selection{}, triage.Options{Rate: float64(entries) / 4})
+			killed := 0
+			for life := 0; ; life++ {
+				limit := time.Hour
+				if life < kills {
+					limit = 100*time.Millisecond + rand.N(800*time.Millisecond)
+				}
+				if done := b.runChild(t, p.ID, limit); done {
+					break
+				}
+				killed++
+			}
+			op, err := b.desk.Operation(t.Context(), p.ID)
+			must(t, err)
+			t.Logf("killed %d times: %d resolved, %d failed again", killed, op.Resolved, op.FailedAgain)
+			if op.Status != triage.StatusDone || op.Claimed != entries || op.Resolved+op.FailedAgain != entries || op.InFlight() != 0 ||
+				op.Remaining != 0 || len(op.Skipped) != 0 {
+				t.Errorf("operation %+v", op)
+			}
+			if n, most := billed.total(); n != entries || most != 1 {
+				t.Errorf("the consumer got %d messages, one of them %d times", n, most)
+			}
+			if reported != nil {
+				if n, _ := reported.total(); n != 0 {
+					t.Errorf("another consumer got %d of them", n)
+				}
+			}
+			s, err := b.desk.Stats(t.Context())
+			must(t, err)
+			if s.States[dlq.StateResolved] != op.Resolved || s.States[dlq.StateOpen] != op.FailedAgain || s.States[dlq.StateReplaying] != 0 {
+				t.Errorf("the entries are %v, the operation says %d resolved, %d failed again", s.States, op.Resolved, op.FailedAgain)
+			}
+			if killed < kills {
+				t.Errorf("it was killed %d times, want %d: it was done too soon", killed, kills)
+			}
+		})
+	}
+}
+
+// fill stores many dead letters quickly.
+func (b *bundle) fill(t testing.TB, n int) {
+	t.Helper()
+	const most = 1000
+	slots := make(chan error, most)
+	for range most {
+		slots <- nil
+	}
+	for range n {
+		must(t, <-slots)
+		r := b.record()
+		go func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), longestWait)
+			defer cancel()
+			_, err := b.store.Capture(ctx, r, nil)
+			slots <- err
+		}()
+	}
+	for range most {
+		must(t, <-slots)
+	}
+}
+
+// runChild runs the operation in a child process and kills it when it has worked
+// for as long as the limit. It reports whether it has come to the end.
+func (b *bundle) runChild(t *testing.T, id string, limit time.Duration) (done bool) {
+	t.Helper()
+	exe, err := os.Executable()
+	must(t, err)
+	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^TestChildProcess$", "-test.v=false", "-test.count=1")
+	cmd.Env = append(os.Environ(), childURL+"="+b.server.URL(), childOp+"="+id)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	var kill *time.Timer
+	defer func() {
+		if kill != nil {
+			kill.Stop()
+		}
+	}()
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		switch line := lines.Text(); {
+		case strings.HasPrefix(line, "claimed") && kill == nil:
+			kill = time.AfterFunc(limit, func() { _ = cmd.Process.Kill() })
+		case strings.HasPrefix(line, "ended"):
+			done = true
+		case strings.Contains(line, "FAIL") || strings.Contains(line, "_test.go"):
+			t.Errorf("child: %s", line)
+		}
+	}
+	_ = cmd.Wait() // it was killed, as a rule
+	return done
+}

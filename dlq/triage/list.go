@@ -1,0 +1,277 @@
+package triage
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"slices"
+	"strings"
+
+	"github.com/monotel/monotel/dlq"
+)
+
+// A Selection says which dead letters are meant: those that meet all that it
+// asks for. The zero value is every one that is open.
+type Selection struct {
+	IDs    []string    // these alone, in whatever state unless States is set
+	Where  *Query      // that it is true for
+	Group  string      // of this group, by its fingerprint
+	States []dlq.State // the default is open
+	Upto   uint64      // whose record's sequence is not greater; 0 is all there are now
+	Limit  int         // this many of the newest; 0 is all
+}
+
+// states are those that are asked for; nil is every one.
+func (s *Selection) states() []dlq.State {
+	if len(s.States) > 0 || len(s.IDs) > 0 {
+		return s.States
+	}
+	return []dlq.State{dlq.StateOpen}
+}
+
+// Entries lists the selected dead letters, newest first, without their history.
+// Payloads are read if payload is true or the query looks at them; else Data is
+// nil. The payload is that of the latest edit.
+//
+// An entry that cannot be read whole comes with an error beside it that says what
+// is missing, and the list goes on. An error without an entry is of a message that
+// is no dead letter if it is a [dlq.ErrNotARecord], and the list goes on; else it
+// ends it.
+//
+// It reads the stream from its end to its beginning, or until the limit is
+// reached. Memory follows the entries that were changed, and not all.
+func (d *Desk) Entries(ctx context.Context, sel Selection, payload bool) iter.Seq2[*dlq.Entry, error] {
+	return func(yield func(*dlq.Entry, error) bool) {
+		if len(sel.IDs) > 0 {
+			d.entriesByID(ctx, sel, payload, yield)
+			return
+		}
+		info, err := d.info(ctx)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		first, last := max(info.State.FirstSeq, 1), info.State.LastSeq
+		if sel.Upto == 0 {
+			sel.Upto = last
+		}
+		states := sel.states()
+		payload = payload || sel.Where != nil && sel.Where.UsesPayload()
+		seen, left := newLaters(), sel.Limit
+		for messages, err := range d.chunksBackwards(ctx, first, last, !payload) {
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			for i := range slices.Backward(messages) {
+				m := &messages[i]
+				discarded := false
+				if dlq.IsChange(m.header) {
+					if m.header.Get(dlq.HeaderVersion) == "" {
+						seen.add(m)
+						continue
+					}
+					discarded = true // what is left of it is a change and a record
+				}
+				if m.sequence > sel.Upto {
+					continue
+				}
+				id := m.id()
+				state := seen.state(id)
+				if discarded {
+					state = dlq.StateDiscarded
+				}
+				if states != nil && !slices.Contains(states, state) {
+					delete(seen.entries, id)
+					continue
+				}
+				e, err := d.entry(ctx, m, seen, discarded, payload)
+				switch {
+				case e == nil:
+					if !yield(nil, err) {
+						return
+					}
+					continue
+				case !d.wanted(&sel, e):
+					continue
+				}
+				if !yield(e, err) {
+					return
+				}
+				if left--; left == 0 {
+					return
+				}
+			}
+		}
+	}
+}
+
+// entry makes an entry of its record and what was seen later.
+func (d *Desk) entry(ctx context.Context, m *message, seen *laters, discarded, payload bool) (*dlq.Entry, error) {
+	r, err := m.record(!payload)
+	if r == nil {
+		return nil, fmt.Errorf("message %d of stream %q: %w", m.sequence, d.cfg.Stream, err)
+	}
+	e := dlq.NewEntry(r, m.sequence, nil)
+	if discarded {
+		if c, changeErr := dlq.DecodeChange(m.header, nil); changeErr == nil {
+			c.Sequence = m.sequence
+			e.Apply(c)
+		}
+	}
+	seen.take(e, m.id())
+	if payload {
+		err = joined(err, d.loadCurrent(ctx, e))
+	}
+	return e, err
+}
+
+// loadCurrent puts the payload and headers of the latest edit into the entry's
+// record, or fetches those that are elsewhere.
+func (d *Desk) loadCurrent(ctx context.Context, e *dlq.Entry) error {
+	current, err := d.Current(ctx, e)
+	if current == nil {
+		return err
+	}
+	e.Record = current
+	return err
+}
+
+func (d *Desk) wanted(sel *Selection, e *dlq.Entry) bool {
+	if sel.Group != "" && d.cfg.Fingerprint(e) != sel.Group {
+		return false
+	}
+	if sel.Where == nil {
+		return true
+	}
+	ok, err := sel.Where.Match(e)
+	return err == nil && ok
+}
+
+// entriesByID looks each of them up.
+func (d *Desk) entriesByID(ctx context.Context, sel Selection, payload bool, yield func(*dlq.Entry, error) bool) {
+	for _, id := range sel.IDs {
+		e, err := d.Get(ctx, id)
+		if e == nil {
+			yield(nil, err)
+			return
+		}
+		e.History = nil
+		if sel.States != nil && !slices.Contains(sel.States, e.State) {
+			continue
+		}
+		if payload {
+			err = joined(err, d.loadCurrent(ctx, e))
+		} else {
+			r := *e.Record
+			r.Data, e.Record = nil, &r
+		}
+		if (sel.Upto > 0 && e.Sequence > sel.Upto) || !d.wanted(&sel, e) {
+			continue
+		}
+		if !yield(e, err) {
+			return
+		}
+	}
+}
+
+// An Event is what Tail reports: a new dead letter, or a change of one.
+type Event struct {
+	ID       string
+	Sequence uint64
+	Record   *dlq.Record // of a new dead letter, without its payload; else nil
+	Change   *dlq.Change // else nil
+}
+
+// Stats are the numbers of a dead-letter stream.
+type Stats struct {
+	Stream     string
+	States     map[dlq.State]int
+	Reasons    map[dlq.Reason]int // of the open ones
+	Consumers  map[string]int     // of the open ones, as stream/consumer
+	Oldest     *dlq.Entry         // of the open ones, by when it failed first; nil if there is none
+	Newest     *dlq.Entry
+	Bytes      uint64 // of the stream
+	MaxBytes   int64  // its limit, -1 without one
+	Unreadable int    // messages that are no dead letters
+}
+
+// Stats counts the dead letters. It reads them all, headers only.
+func (d *Desk) Stats(ctx context.Context) (*Stats, error) {
+	info, err := d.info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &Stats{
+		Stream: d.cfg.Stream, Bytes: info.State.Bytes, MaxBytes: info.Config.MaxBytes,
+		States: make(map[dlq.State]int), Reasons: make(map[dlq.Reason]int), Consumers: make(map[string]int),
+	}
+	for e, err := range d.Entries(ctx, Selection{States: dlq.States()}, false) {
+		if e == nil {
+			if !isNotARecord(err) {
+				return nil, err
+			}
+			s.Unreadable++
+			continue
+		}
+		s.States[e.State]++
+		if e.State != dlq.StateOpen {
+			continue
+		}
+		s.Reasons[e.Failure.Reason]++
+		s.Consumers[e.Stream+"/"+e.Consumer]++
+		if s.Oldest == nil || e.Failed.Before(s.Oldest.Failed) {
+			s.Oldest = e
+		}
+		if s.Newest == nil || e.Failed.After(s.Newest.Failed) {
+			s.Newest = e
+		}
+	}
+	return s, nil
+}
+
+// Tail reports new dead letters and changes as they come, until ctx ends, which
+// is no error. It begins with what comes now, or with sequence from of the
+// dead-letter stream if that is not 0.
+func (d *Desk) Tail(ctx context.Context, from uint64) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		if from == 0 {
+			info, err := d.info(ctx)
+			if err != nil {
+				yield(Event{}, err)
+				return
+			}
+			from = info.State.LastSeq + 1
+		}
+		for m, err := range d.follow(ctx, from) {
+			if err != nil {
+				if ctx.Err() == nil {
+					yield(Event{}, err)
+				}
+				return
+			}
+			ev := Event{ID: m.id(), Sequence: m.sequence}
+			if dlq.IsChange(m.header) {
+				ev.Change, err = dlq.DecodeChange(m.header, nil)
+				if ev.Change != nil {
+					ev.Change.Sequence = m.sequence
+				}
+			} else {
+				ev.Record, err = m.record(true)
+			}
+			if !yield(ev, err) {
+				return
+			}
+		}
+	}
+}
+
+func matchesBeginning(ids []string, beginning string) []string {
+	var found []string
+	for _, id := range ids {
+		if strings.HasPrefix(id, beginning) {
+			found = append(found, id)
+		}
+	}
+	return found
+}

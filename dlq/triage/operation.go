@@ -1,0 +1,672 @@
+package triage
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/dlq"
+)
+
+// The targets of a replay.
+const (
+	TargetConsumer = "consumer" // the consumer that failed, alone
+	TargetEveryone = "everyone" // the original subject: each consumer of it gets the message again
+	TargetSubject  = "subject=" // and a subject
+)
+
+// Options say how to replay.
+type Options struct {
+	// Target is TargetConsumer, TargetEveryone, or TargetSubject and a subject. The
+	// default is TargetConsumer, whose outcomes are written back.
+	Target string `json:"target"`
+
+	Rate        float64 `json:"rate,omitempty"`          // messages a second, 0 without limit
+	MaxInFlight int     `json:"max_in_flight,omitempty"` // sent and without an outcome, 0 without limit
+
+	// Canary are numbers of messages: after each of them the operation waits for
+	// the outcomes. After the last the rest follows.
+	Canary []int `json:"canary,omitempty"`
+
+	// StopIfFailing stops the operation when more than this part of the outcomes,
+	// 0 to 1, is that it failed again. It is looked at after each step of a canary,
+	// and all the time from 20 outcomes on. The default is 0.1 with Canary and else
+	// none; less than 0 is none.
+	StopIfFailing float64 `json:"stop_if_failing,omitempty"`
+
+	Patch  json.RawMessage `json:"patch,omitempty"` // JSON merge patch over every payload, kept as an edit
+	Reason string          `json:"reason,omitempty"`
+
+	// MaxReplays leaves out what was replayed so often before. The default is 5.
+	MaxReplays int `json:"max_replays,omitempty"`
+
+	// Force takes also what was replayed more often, or is on its way by another
+	// operation, which may have it handled twice.
+	Force bool `json:"force,omitempty"`
+
+	// NoWait has Run return when everything is sent, without the outcomes.
+	NoWait bool `json:"no_wait,omitempty"`
+}
+
+const (
+	defaultMaxReplays = 5
+	defaultStop       = 0.1
+	outcomesToStop    = 20
+)
+
+func (o *Options) withDefaults() error {
+	o.Target = cmp.Or(o.Target, TargetConsumer)
+	if o.MaxReplays == 0 {
+		o.MaxReplays = defaultMaxReplays
+	}
+	if o.StopIfFailing == 0 && len(o.Canary) > 0 {
+		o.StopIfFailing = defaultStop
+	}
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%w: "+format, append([]any{ErrInvalid}, args...)...))
+	}
+	subject, toSubject := strings.CutPrefix(o.Target, TargetSubject)
+	switch {
+	case toSubject && (subject == "" || strings.ContainsAny(subject, "*> \t\r\n") || strings.HasPrefix(subject, "$")):
+		bad("target subject %q: want a subject without wildcards", subject)
+	case !toSubject && o.Target != TargetConsumer && o.Target != TargetEveryone:
+		bad("target %q: want %s, %s, or %s and a subject", o.Target, TargetConsumer, TargetEveryone, TargetSubject)
+	}
+	if !(o.Rate >= 0) { // not NaN either
+		bad("rate %v: want more than 0, or 0 for no limit", o.Rate)
+	}
+	if o.MaxInFlight < 0 {
+		bad("max in flight %d: want 1 or more, or 0 for no limit", o.MaxInFlight)
+	}
+	if o.MaxReplays < 0 {
+		bad("max replays %d: want 1 or more", o.MaxReplays)
+	}
+	if !(o.StopIfFailing <= 1) {
+		bad("stop if failing %v: want a part, from 0 to 1", o.StopIfFailing)
+	}
+	for _, n := range o.Canary {
+		if n < 1 {
+			bad("canary step %d: want 1 or more", n)
+		}
+	}
+	if len(o.Canary) > 0 && o.Target != TargetConsumer {
+		bad("a canary needs outcomes, and only target %q has them", TargetConsumer)
+	}
+	if len(o.Patch) > 0 {
+		var patch map[string]any
+		if err := json.Unmarshal(o.Patch, &patch); err != nil {
+			bad("patch: want a JSON object: %w", err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// tracked reports whether the target's outcomes are written back.
+func (o *Options) tracked() bool { return o.Target == TargetConsumer }
+
+// A Plan is what a replay would do: a dry run. [Desk.Run] executes it, exactly.
+type Plan struct {
+	ID        string         `json:"id"`
+	Created   time.Time      `json:"created"`
+	Actor     string         `json:"actor"`
+	Options   Options        `json:"options"`
+	Query     string         `json:"query,omitempty"` // that selected, as text
+	Group     string         `json:"group,omitempty"`
+	Upto      uint64         `json:"upto"` // the last sequence of the frozen selection
+	Selected  int            `json:"selected"`
+	Bytes     int64          `json:"bytes"` // of the payloads
+	Oldest    time.Time      `json:"oldest,omitzero"`
+	Newest    time.Time      `json:"newest,omitzero"`
+	Duration  time.Duration  `json:"duration,omitempty"` // at the rate, 0 without one
+	Groups    []Group        `json:"groups,omitempty"`
+	Consumers []PlanConsumer `json:"consumers,omitempty"`
+	LeftOut   map[string]int `json:"left_out,omitempty"` // entries that were selected and are left out, by why
+	Warnings  []string       `json:"warnings,omitempty"`
+	Problems  []string       `json:"problems,omitempty"` // with any of them it cannot be run
+
+	Samples []*dlq.Entry `json:"-"` // at most 5, newest first, without payloads
+	Diffs   []Diff       `json:"-"` // what the patch does to the samples
+}
+
+// A PlanConsumer is one target of a plan.
+type PlanConsumer struct {
+	Stream   string `json:"stream"`
+	Consumer string `json:"consumer"`
+	Count    int    `json:"count"`
+	Paused   bool   `json:"paused,omitempty"`
+	Waiting  int    `json:"waiting"` // pull requests: 0 is that nobody fetches
+	Pending  uint64 `json:"pending"` // messages that wait before these
+}
+
+// A Diff is what a patch does to a payload.
+type Diff struct {
+	ID            string
+	Before, After string // as indented JSON
+}
+
+// A Status says what an operation is doing.
+type Status string
+
+// The statuses.
+const (
+	StatusPlanned   Status = "planned"
+	StatusRunning   Status = "running"
+	StatusPaused    Status = "paused"
+	StatusStopped   Status = "stopped" // by itself, as too many failed again
+	StatusCancelled Status = "cancelled"
+	StatusDone      Status = "done" // everything was tried
+)
+
+// An Operation is a replay: its plan, and how far it has come. The numbers are
+// those of the dead-letter stream at the moment they were asked for, whoever is
+// still at work.
+type Operation struct {
+	Plan
+
+	Status      Status    `json:"status"`
+	Why         string    `json:"why,omitempty"`    // it is paused, stopped or cancelled
+	Runner      string    `json:"runner,omitempty"` // the process that runs it, as user@host/pid
+	RunnerUntil time.Time `json:"runner_until,omitzero"`
+	Started     time.Time `json:"started,omitzero"`
+	Ended       time.Time `json:"ended,omitzero"`
+
+	Claimed     int            `json:"claimed"` // entries that were taken in hand
+	Resolved    int            `json:"resolved"`
+	FailedAgain int            `json:"failed_again"`
+	Sent        int            `json:"sent"`     // to others than the consumer that failed
+	Released    int            `json:"released"` // taken in hand, and given back unsent
+	Skipped     map[string]int `json:"skipped,omitempty"`
+	Remaining   int            `json:"remaining"` // not tried yet
+	NewSince    int            `json:"new_since"` // dead letters that came since the selection was frozen
+}
+
+// InFlight is how many are sent, or about to be, and have no outcome yet.
+func (o *Operation) InFlight() int {
+	return max(o.Claimed-o.Resolved-o.FailedAgain-o.Sent-o.Released, 0)
+}
+
+// Interrupted reports whether its process has ended without saying so.
+func (o *Operation) Interrupted() bool {
+	return o.Status == StatusRunning && time.Now().After(o.RunnerUntil)
+}
+
+func (o *Operation) skipped() int {
+	n := 0
+	for _, k := range o.Skipped {
+		n += k
+	}
+	return n
+}
+
+// A counted is what the changes in the dead-letter stream say of an operation, up
+// to a sequence.
+type counted struct {
+	Upto        uint64 `json:"upto"`
+	Claimed     int    `json:"claimed"`
+	Resolved    int    `json:"resolved"`
+	FailedAgain int    `json:"failed_again"`
+	Sent        int    `json:"sent"`
+	Released    int    `json:"released"`
+	New         int    `json:"new"`
+}
+
+// add counts one message.
+func (n *counted) add(m *message, operation string) {
+	n.Upto = m.sequence
+	if !dlq.IsChange(m.header) {
+		n.New++
+		return
+	}
+	if m.header.Get(dlq.HeaderChangeOperation) != operation {
+		return
+	}
+	switch dlq.ChangeKind(m.header.Get(dlq.HeaderChange)) { //nolint:exhaustive // the others are not counted
+	case dlq.ChangeReplaying:
+		n.Claimed++
+	case dlq.ChangeResolved:
+		n.Resolved++
+	case dlq.ChangeFailedAgain:
+		n.FailedAgain++
+	case dlq.ChangeSent:
+		n.Sent++
+	case dlq.ChangeReleased:
+		n.Released++
+	}
+}
+
+// A stored operation is what is written down of it.
+type stored struct {
+	Version     int            `json:"version"`
+	Plan        Plan           `json:"plan"`
+	Status      Status         `json:"status"`
+	Want        Status         `json:"want,omitempty"` // what somebody has asked its runner for
+	WantBy      string         `json:"want_by,omitempty"`
+	Why         string         `json:"why,omitempty"`
+	Runner      string         `json:"runner,omitempty"`
+	RunnerUntil time.Time      `json:"runner_until,omitzero"`
+	Started     time.Time      `json:"started,omitzero"`
+	Ended       time.Time      `json:"ended,omitzero"`
+	Cursor      int            `json:"cursor"` // entries of the selection before it are done with
+	Skipped     map[string]int `json:"skipped,omitempty"`
+	Counted     counted        `json:"counted"`
+
+	revision uint64 // in the bucket
+}
+
+func (s *stored) operation(n counted) *Operation {
+	o := &Operation{
+		Plan: s.Plan, Status: s.Status, Why: s.Why, Runner: s.Runner, RunnerUntil: s.RunnerUntil, Started: s.Started, Ended: s.Ended,
+		Claimed: n.Claimed, Resolved: n.Resolved, FailedAgain: n.FailedAgain, Sent: n.Sent, Released: n.Released, NewSince: n.New,
+		Skipped: maps.Clone(s.Skipped),
+	}
+	o.Remaining = max(o.Selected-o.Claimed-o.skipped(), 0)
+	return o
+}
+
+func (s *stored) held() bool { return s.Status == StatusRunning && time.Now().Before(s.RunnerUntil) }
+
+const (
+	storedVersion = 1
+	// planLife is how long a plan is kept that nobody runs, endedLife an operation
+	// that has ended.
+	planLife  = 24 * time.Hour
+	endedLife = 30 * 24 * time.Hour
+
+	bucketBytes  = 256 << 20
+	codeNoRoom   = 10047
+	codeNoRoomIn = 10005
+)
+
+func (d *Desk) bucketName() string { return d.cfg.Stream + "_OPERATIONS" }
+
+// operations is the bucket that holds operations, made when it is first needed.
+func (d *Desk) operations(ctx context.Context, create bool) (jetstream.KeyValue, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.bucket != nil {
+		return d.bucket, nil
+	}
+	kv, err := d.js.KeyValue(ctx, d.bucketName())
+	if errors.Is(err, jetstream.ErrBucketNotFound) && create {
+		kv, err = d.createBucket(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("operations in bucket %q: %w", d.bucketName(), err)
+	}
+	d.bucket = kv
+	return kv, nil
+}
+
+func (d *Desk) createBucket(ctx context.Context) (jetstream.KeyValue, error) {
+	info, err := d.info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	const least = 1 << 20
+	for size := int64(bucketBytes); ; size /= 4 {
+		kv, err := d.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
+			Bucket: d.bucketName(), Description: "Replays of the dead letters of stream " + d.cfg.Stream, History: 1, MaxBytes: size,
+			Storage: info.Config.Storage, Replicas: info.Config.Replicas, Placement: info.Config.Placement,
+		})
+		api, ok := errors.AsType[*jetstream.APIError](err)
+		switch {
+		case err == nil:
+			return kv, nil
+		case errors.Is(err, jetstream.ErrBucketExists): // another was quicker
+			return d.js.KeyValue(ctx, d.bucketName())
+		case ok && (api.ErrorCode == codeNoRoom || api.ErrorCode == codeNoRoomIn) && size > least: // the server reserves it
+			continue
+		}
+		return nil, err
+	}
+}
+
+// Keys of the bucket.
+func operationKey(id string) string        { return "op." + id }
+func selectionKey(id string, n int) string { return fmt.Sprintf("sel.%s.%d", id, n) }
+
+// newID names an operation: by its time, so that the newest sorts last, and some
+// luck.
+func newID(now time.Time) string {
+	return now.UTC().Format("20060102-150405-") + strings.ToLower(rand.Text()[:5])
+}
+
+// An item is one entry of a frozen selection: where its record is, the sequence
+// that its latest change had, and that of its latest edit, 0 if there is none.
+type item struct{ sequence, last, edit uint64 }
+
+const itemsPerKey = 16 << 10
+
+func encodeItems(items []item) []byte {
+	b := make([]byte, 0, 4*len(items))
+	before := uint64(0)
+	for _, i := range items {
+		b = binary.AppendUvarint(b, i.sequence-before)
+		b = binary.AppendUvarint(b, i.last-i.sequence)
+		edit := uint64(0)
+		if i.edit > 0 {
+			edit = i.edit - i.sequence
+		}
+		b = binary.AppendUvarint(b, edit)
+		before = i.sequence
+	}
+	return b
+}
+
+var errSelection = errors.New("the stored selection cannot be read")
+
+func decodeItems(b []byte) ([]item, error) {
+	var items []item
+	before := uint64(0)
+	next := func() (n uint64, ok bool) {
+		n, size := binary.Uvarint(b)
+		if size <= 0 {
+			return 0, false
+		}
+		b = b[size:]
+		return n, true
+	}
+	for len(b) > 0 {
+		sequence, ok1 := next()
+		last, ok2 := next()
+		edit, ok3 := next()
+		if !ok1 || !ok2 || !ok3 {
+			return nil, errSelection
+		}
+		i := item{sequence: before + sequence}
+		i.last = i.sequence + last
+		if edit > 0 {
+			i.edit = i.sequence + edit
+		}
+		before = i.sequence
+		items = append(items, i)
+	}
+	return items, nil
+}
+
+// save writes a new plan and its selection down, the plan last: what is half
+// written is no plan.
+func (d *Desk) save(ctx context.Context, p *Plan, items []item) error {
+	kv, err := d.operations(ctx, true)
+	if err != nil {
+		return err
+	}
+	for n, part := 0, items; len(part) > 0; n++ {
+		size := min(len(part), itemsPerKey)
+		if _, err := kv.Put(ctx, selectionKey(p.ID, n), encodeItems(part[:size])); err != nil {
+			return fmt.Errorf("store plan %s: %w", p.ID, err)
+		}
+		part = part[size:]
+	}
+	s := &stored{Version: storedVersion, Plan: *p, Status: StatusPlanned, Counted: counted{Upto: p.Upto}}
+	value, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("store plan %s: %w", p.ID, err)
+	}
+	if _, err := kv.Create(ctx, operationKey(p.ID), value); err != nil {
+		return fmt.Errorf("store plan %s: %w", p.ID, err)
+	}
+	return nil
+}
+
+// selection reads the frozen selection of an operation, oldest first.
+func (d *Desk) selection(ctx context.Context, p *Plan) ([]item, error) {
+	kv, err := d.operations(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	items := make([]item, 0, p.Selected)
+	for n := 0; len(items) < p.Selected; n++ {
+		value, err := kv.Get(ctx, selectionKey(p.ID, n))
+		if err != nil {
+			return nil, fmt.Errorf("selection of operation %s: %w", p.ID, err)
+		}
+		part, err := decodeItems(value.Value())
+		if err != nil || len(part) == 0 {
+			return nil, fmt.Errorf("selection of operation %s: %w", p.ID, errSelection)
+		}
+		items = append(items, part...)
+	}
+	return items, nil
+}
+
+// load reads an operation.
+func (d *Desk) load(ctx context.Context, id string) (*stored, error) {
+	kv, err := d.operations(ctx, false)
+	if errors.Is(err, jetstream.ErrBucketNotFound) || !validOperationID(id) {
+		return nil, &NotFoundError{What: "operation", ID: id}
+	}
+	if err != nil {
+		return nil, err
+	}
+	value, err := kv.Get(ctx, operationKey(id))
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return nil, d.noOperation(ctx, kv, id)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("operation %s: %w", id, err)
+	}
+	return decodeStored(value)
+}
+
+func decodeStored(value jetstream.KeyValueEntry) (*stored, error) {
+	s := &stored{revision: value.Revision()}
+	if err := json.Unmarshal(value.Value(), s); err != nil {
+		return nil, fmt.Errorf("operation %s cannot be read: %w", value.Key(), err)
+	}
+	return s, nil
+}
+
+func validOperationID(id string) bool {
+	return id != "" && strings.IndexFunc(id, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-'
+	}) < 0
+}
+
+func (d *Desk) noOperation(ctx context.Context, kv jetstream.KeyValue, id string) error {
+	ids, err := operationIDs(ctx, kv)
+	if err != nil {
+		return err
+	}
+	return &NotFoundError{What: "operation", ID: id, Near: near(ids, id)}
+}
+
+// operationIDs lists them, newest first.
+func operationIDs(ctx context.Context, kv jetstream.KeyValue) ([]string, error) {
+	lister, err := kv.ListKeysFiltered(ctx, operationKey("*"))
+	if err != nil {
+		return nil, fmt.Errorf("list operations: %w", err)
+	}
+	defer func() { _ = lister.Stop() }()
+	var ids []string
+	for key := range lister.Keys() {
+		ids = append(ids, strings.TrimPrefix(key, operationKey("")))
+	}
+	slices.Sort(ids)
+	slices.Reverse(ids)
+	return ids, nil
+}
+
+// update changes what is stored of an operation, unless somebody else has done so
+// since it was read: that is a [jetstream.ErrKeyExists].
+func (d *Desk) update(ctx context.Context, s *stored) error {
+	kv, err := d.operations(ctx, false)
+	if err != nil {
+		return err
+	}
+	value, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("operation %s: %w", s.Plan.ID, err)
+	}
+	revision, err := kv.Update(ctx, operationKey(s.Plan.ID), value, s.revision)
+	if err != nil {
+		return fmt.Errorf("store operation %s: %w", s.Plan.ID, err)
+	}
+	s.revision = revision
+	return nil
+}
+
+// isConflict reports an update that somebody else was quicker with.
+func isConflict(err error) bool {
+	const codeWrongLastSequence = 10071
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	return errors.Is(err, jetstream.ErrKeyExists) || ok && api.ErrorCode == codeWrongLastSequence
+}
+
+// change reads, changes and stores an operation until nobody is in between.
+func (d *Desk) change(ctx context.Context, id string, f func(*stored) error) (*stored, error) {
+	for {
+		s, err := d.load(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if err := f(s); err != nil {
+			return s, err
+		}
+		err = d.update(ctx, s)
+		if !isConflict(err) {
+			return s, err
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// Operation returns a plan or an operation with its present numbers: those that
+// were written down last, and what the dead-letter stream has had since.
+func (d *Desk) Operation(ctx context.Context, id string) (*Operation, error) {
+	s, err := d.load(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	n := s.Counted
+	if err := d.count(ctx, &n, id); err != nil {
+		return nil, err
+	}
+	return s.operation(n), nil
+}
+
+// count goes on with counting until now.
+func (d *Desk) count(ctx context.Context, n *counted, id string) error {
+	info, err := d.info(ctx)
+	if err != nil {
+		return err
+	}
+	for lo := n.Upto + 1; lo <= info.State.LastSeq; lo += chunk {
+		hi := min(lo+chunk-1, info.State.LastSeq)
+		messages, err := d.readRange(ctx, lo, hi, true)
+		if err != nil {
+			return err
+		}
+		for i := range messages {
+			n.add(&messages[i], id)
+		}
+		n.Upto = hi
+	}
+	return nil
+}
+
+// Operations lists operations, newest first, with the numbers that were written
+// down last. Plans that were not run are among them as [StatusPlanned].
+func (d *Desk) Operations(ctx context.Context) ([]*Operation, error) {
+	kv, err := d.operations(ctx, false)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	ids, err := operationIDs(ctx, kv)
+	if err != nil {
+		return nil, err
+	}
+	var all []*Operation
+	for _, id := range ids {
+		s, err := d.load(ctx, id)
+		if errors.Is(err, ErrNotFound) {
+			continue // removed since
+		}
+		if err != nil {
+			return all, err
+		}
+		all = append(all, s.operation(s.Counted))
+	}
+	return all, nil
+}
+
+// Pause has the process that runs an operation stop sending. What is sent goes on
+// to its consumer. [Desk.Run] resumes it.
+func (d *Desk) Pause(ctx context.Context, id string) error {
+	_, err := d.change(ctx, id, func(s *stored) error {
+		if s.Status != StatusRunning {
+			return fmt.Errorf("operation %s is %s, and not running: %w", id, s.Status, ErrState)
+		}
+		if !s.held() { // there is nobody to ask
+			s.Status, s.Why, s.Runner, s.RunnerUntil = StatusPaused, "paused by "+d.cfg.Actor, "", time.Time{}
+			return nil
+		}
+		s.Want, s.WantBy = StatusPaused, d.cfg.Actor
+		return nil
+	})
+	return err
+}
+
+// Cancel ends an operation for good, or a plan. What is sent goes on to its
+// consumer; what was taken in hand and not sent is open again.
+func (d *Desk) Cancel(ctx context.Context, id string) error {
+	s, err := d.change(ctx, id, func(s *stored) error {
+		switch {
+		case s.Status == StatusDone || s.Status == StatusCancelled:
+			return fmt.Errorf("operation %s is %s already: %w", id, s.Status, ErrState)
+		case s.held():
+			s.Want, s.WantBy = StatusCancelled, d.cfg.Actor
+		default:
+			s.Status, s.Why, s.Ended = StatusCancelled, "cancelled by "+d.cfg.Actor, time.Now()
+			s.Runner, s.RunnerUntil = "", time.Time{}
+		}
+		return nil
+	})
+	if err != nil || s.Status != StatusCancelled || s.Started.IsZero() {
+		return err
+	}
+	return d.releaseUnsent(ctx, s) // its runner may have ended in the middle of some
+}
+
+// tidy removes plans that nobody has run, and operations that ended long ago.
+func (d *Desk) tidy(ctx context.Context) error {
+	all, err := d.Operations(ctx)
+	if err != nil {
+		return err
+	}
+	kv, err := d.operations(ctx, false)
+	if err != nil {
+		return err
+	}
+	for _, o := range all {
+		old := o.Status == StatusPlanned && time.Since(o.Created) > planLife || !o.Ended.IsZero() && time.Since(o.Ended) > endedLife
+		if !old {
+			continue
+		}
+		if err := kv.Purge(ctx, operationKey(o.ID)); err != nil {
+			return fmt.Errorf("remove old operation %s: %w", o.ID, err)
+		}
+		for n := range (o.Selected + itemsPerKey - 1) / itemsPerKey {
+			if err := kv.Purge(ctx, selectionKey(o.ID, n)); err != nil {
+				return fmt.Errorf("remove old operation %s: %w", o.ID, err)
+			}
+		}
+	}
+	return nil
+}

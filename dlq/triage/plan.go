@@ -1,0 +1,274 @@
+package triage
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/dlq"
+)
+
+const samples = 5
+
+// Plan freezes a selection and says what a replay would do with it. Nothing is
+// sent. The plan is stored, so that it can be run by its ID, also by another
+// process, within a day; one that selects nothing is not.
+//
+// Options that make no sense are an [ErrInvalid]. What keeps the plan from being
+// run, such as a consumer that is gone, is in its Problems.
+func (d *Desk) Plan(ctx context.Context, sel Selection, o Options) (*Plan, error) {
+	if err := o.withDefaults(); err != nil {
+		return nil, err
+	}
+	info, err := d.info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if sel.Upto == 0 {
+		sel.Upto = info.State.LastSeq
+	}
+	p := &Plan{
+		Created: time.Now(), Actor: d.cfg.Actor, Options: o, Group: sel.Group, Upto: sel.Upto, LeftOut: make(map[string]int),
+	}
+	p.ID = newID(p.Created)
+	if sel.Where != nil {
+		p.Query = sel.Where.Text()
+	}
+	pl := &planner{d: d, p: p, consumers: make(map[[2]string]*PlanConsumer), groups: newGrouper(d.cfg.Fingerprint)}
+	for e, err := range d.Entries(ctx, sel, len(o.Patch) > 0) {
+		switch {
+		case e == nil && isNotARecord(err):
+			continue
+		case e == nil:
+			return nil, err
+		case err != nil:
+			p.LeftOut["it cannot be read whole"]++
+			continue
+		}
+		pl.add(e)
+	}
+	if err := pl.finish(ctx); err != nil {
+		return nil, err
+	}
+	if p.Selected == 0 {
+		return p, nil
+	}
+	slices.Reverse(pl.items) // oldest first
+	if err := d.save(ctx, p, pl.items); err != nil {
+		return nil, err
+	}
+	return p, d.tidy(ctx)
+}
+
+// A planner makes a plan of entries.
+type planner struct {
+	d         *Desk
+	p         *Plan
+	items     []item
+	consumers map[[2]string]*PlanConsumer
+	groups    *grouper
+	unpatched []string // IDs of entries that the patch does not apply to
+	replaying int      // taken although they are on their way
+}
+
+func (pl *planner) add(e *dlq.Entry) {
+	p := pl.p
+	if why := pl.leaveOut(e); why != "" {
+		p.LeftOut[why]++
+		return
+	}
+	var after []byte
+	if len(p.Options.Patch) > 0 {
+		var err error
+		if after, err = mergePatch(e.Data, p.Options.Patch); err != nil {
+			pl.unpatched = append(pl.unpatched, e.ID)
+			return
+		}
+	}
+	p.Selected++
+	p.Bytes += int64(e.BodySize)
+	if p.Oldest.IsZero() || e.Failure.Failed.Before(p.Oldest) {
+		p.Oldest = e.Failure.Failed
+	}
+	if e.Failure.Failed.After(p.Newest) {
+		p.Newest = e.Failure.Failed
+	}
+	if e.State == dlq.StateReplaying {
+		pl.replaying++
+	}
+	pl.groups.add(e)
+	key := [2]string{e.Stream, e.Consumer}
+	if pl.consumers[key] == nil {
+		pl.consumers[key] = &PlanConsumer{Stream: e.Stream, Consumer: e.Consumer}
+	}
+	pl.consumers[key].Count++
+	pl.items = append(pl.items, item{e.Sequence, e.Last, e.RevisionSequence})
+	if len(p.Samples) < samples {
+		sample, r := *e, *e.Record
+		if after != nil {
+			p.Diffs = append(p.Diffs, Diff{ID: e.ID, Before: indented(e.Data), After: indented(after)})
+		}
+		r.Data = nil
+		sample.Record = &r
+		p.Samples = append(p.Samples, &sample)
+	}
+}
+
+// leaveOut says why an entry is not replayed, or "".
+func (pl *planner) leaveOut(e *dlq.Entry) string {
+	o := &pl.p.Options
+	switch {
+	case e.State == dlq.StateDiscarded:
+		return "discarded"
+	case e.State == dlq.StateReplaying && !o.Force:
+		return fmt.Sprintf("being replayed by %s, operation %s", e.Actor, e.Operation)
+	case e.Replays >= o.MaxReplays && !o.Force:
+		return fmt.Sprintf("replayed %d times or more already", o.MaxReplays)
+	case e.Revision == 0 && (e.Body == dlq.BodyOmitted || e.Body == dlq.BodyGone):
+		return "its payload was not kept, or was gone"
+	case o.tracked() && e.Event == "":
+		return fmt.Sprintf("consumer %q is not monotel's, so it cannot be reached alone: replay to %s", e.Consumer, TargetEveryone)
+	case o.Target == TargetEveryone && e.Subject == "":
+		return "its original subject is not known"
+	}
+	return ""
+}
+
+func indented(data []byte) string {
+	var b bytes.Buffer
+	if json.Indent(&b, data, "", "  ") != nil {
+		return string(data)
+	}
+	return b.String()
+}
+
+// finish completes the plan by what is known when every entry was seen.
+func (pl *planner) finish(ctx context.Context) error {
+	p := pl.p
+	p.Groups = pl.groups.result()
+	if p.Options.Rate > 0 {
+		p.Duration = time.Duration(float64(p.Selected) / p.Options.Rate * float64(time.Second))
+	}
+	if n := len(pl.unpatched); n > 0 {
+		p.Problems = append(p.Problems, fmt.Sprintf("the patch does not apply to the payload of %d dead letters, which is no JSON object: %s",
+			n, strings.Join(pl.unpatched[:min(n, samples)], ", ")))
+	}
+	if pl.replaying > 0 {
+		p.Warnings = append(p.Warnings, fmt.Sprintf("%d are on their way by another operation, and may be handled twice", pl.replaying))
+	}
+	for _, c := range pl.consumers {
+		if p.Options.tracked() {
+			if err := pl.preflight(ctx, c); err != nil {
+				return err
+			}
+		}
+		p.Consumers = append(p.Consumers, *c)
+	}
+	slices.SortFunc(p.Consumers, func(a, b PlanConsumer) int {
+		return strings.Compare(a.Stream+" "+a.Consumer, b.Stream+" "+b.Consumer)
+	})
+	slices.Sort(p.Problems)
+	switch subject, toSubject := strings.CutPrefix(p.Options.Target, TargetSubject); {
+	case toSubject:
+		p.Warnings = append(p.Warnings, fmt.Sprintf("every consumer of subject %q gets them, and what comes of them is not known", subject))
+		return pl.storedSubject(ctx, subject)
+	case p.Options.Target == TargetEveryone:
+		p.Warnings = append(p.Warnings, "every consumer of the original subjects gets them again, also those that have handled them; "+
+			"what comes of them is not known")
+	}
+	return nil
+}
+
+// storedSubject makes sure that somebody keeps what is sent to a subject.
+func (pl *planner) storedSubject(ctx context.Context, subject string) error {
+	_, err := pl.d.js.StreamNameBySubject(ctx, subject)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		pl.p.Problems = append(pl.p.Problems, fmt.Sprintf("no stream stores subject %q, so what is sent there may be lost", subject))
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look up the stream of subject %q: %w", subject, err)
+	}
+	return nil
+}
+
+// preflight looks at a consumer that is to get messages.
+func (pl *planner) preflight(ctx context.Context, c *PlanConsumer) error {
+	p := pl.p
+	problem := func(format string, args ...any) { p.Problems = append(p.Problems, fmt.Sprintf(format, args...)) }
+	cons, err := pl.d.js.Consumer(ctx, c.Stream, c.Consumer)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		problem("stream %q is gone, with consumer %q: make them again, or replay to another subject", c.Stream, c.Consumer)
+		return nil
+	case errors.Is(err, jetstream.ErrConsumerNotFound):
+		problem("consumer %q of stream %q is gone: start its App, or replay to %s or another subject", c.Consumer, c.Stream, TargetEveryone)
+		return nil
+	case errors.Is(err, jetstream.ErrNotPullConsumer):
+		problem("consumer %q of stream %q is a push consumer, and not monotel's", c.Consumer, c.Stream)
+		return nil
+	case err != nil:
+		return fmt.Errorf("look at consumer %q of stream %q: %w", c.Consumer, c.Stream, err)
+	}
+	info := cons.CachedInfo()
+	c.Paused, c.Waiting, c.Pending = info.Paused, info.NumWaiting, info.NumPending
+	warn := func(format string, args ...any) { p.Warnings = append(p.Warnings, fmt.Sprintf(format, args...)) }
+	switch {
+	case info.Paused:
+		warn("consumer %q of stream %q is paused for another %v: the messages will wait", c.Consumer, c.Stream, info.PauseRemaining.Round(time.Second))
+	case info.NumWaiting == 0 && info.NumAckPending == 0:
+		warn("nobody fetches for consumer %q of stream %q: the messages will wait until its App runs", c.Consumer, c.Stream)
+	}
+	if info.NumPending > 0 {
+		warn("%d messages wait for consumer %q of stream %q before these", info.NumPending, c.Consumer, c.Stream)
+	}
+	if limit := info.Config.MaxAckPending; limit > 0 && info.NumAckPending >= limit {
+		warn("consumer %q of stream %q has as much in flight as it may, %d: the messages will wait", c.Consumer, c.Stream, limit)
+	}
+	return nil
+}
+
+// openTo makes sure that a consumer gets what is replayed to it: its stream takes
+// the subject, and the consumer wants it. Both are left so. Consumers whose dead
+// letters nobody replays pay nothing for a second filter.
+func (d *Desk) openTo(ctx context.Context, stream, consumer string) error {
+	const tries = 10
+	subject := dlq.ReplaySubjects(stream, consumer)
+	for range tries {
+		s, err := d.js.Stream(ctx, stream)
+		if err != nil {
+			return fmt.Errorf("open stream %q to replays: %w", stream, err)
+		}
+		cfg := s.CachedInfo().Config
+		if !slices.Contains(cfg.Subjects, subject) {
+			cfg.Subjects = append(slices.Clone(cfg.Subjects), subject)
+			if _, err := d.js.UpdateStream(ctx, cfg); err != nil {
+				return fmt.Errorf("open stream %q to replays, by subject %q: %w", stream, subject, err)
+			}
+			continue // another may have written over it: there is no compare-and-set
+		}
+		cons, err := s.Consumer(ctx, consumer)
+		if err != nil {
+			return fmt.Errorf("open consumer %q of stream %q to replays: %w", consumer, stream, err)
+		}
+		has := cons.CachedInfo().Config
+		if has.FilterSubject == "" && len(has.FilterSubjects) == 0 || slices.Contains(has.FilterSubjects, subject) {
+			return nil
+		}
+		if has.FilterSubject != "" {
+			has.FilterSubjects, has.FilterSubject = []string{has.FilterSubject}, ""
+		}
+		has.FilterSubjects = append(slices.Clone(has.FilterSubjects), subject)
+		if _, err := s.UpdateConsumer(ctx, has); err != nil {
+			return fmt.Errorf("open consumer %q of stream %q to replays, by filter %q: %w", consumer, stream, subject, err)
+		}
+	}
+	return fmt.Errorf("open consumer %q of stream %q to replays: others change the stream all the time", consumer, stream)
+}

@@ -1,0 +1,188 @@
+// Package triage is for whoever looks after dead letters: it lists and groups
+// them, finds them by queries, shows what became of each, and edits, discards,
+// archives and replays them. The command "monotel dlq" is made of it.
+//
+// Package dlq captures dead letters and says what they are.
+package triage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/telemetry/messaging"
+)
+
+// Errors of this package. Those of a single dead letter are an [EntryError].
+var (
+	// ErrNoDeadLetters reports that there is no dead-letter stream of that name.
+	ErrNoDeadLetters = errors.New("no dead-letter stream")
+
+	// ErrNotFound reports a dead letter, group, plan or operation that there is not. As a
+	// [NotFoundError] it has IDs that look like the one asked for.
+	ErrNotFound = errors.New("not found")
+
+	// ErrChanged reports that somebody changed a dead letter in the meantime.
+	ErrChanged = errors.New("changed meanwhile")
+
+	// ErrClaimed reports a dead letter that an operation is replaying.
+	ErrClaimed = errors.New("being replayed")
+
+	// ErrState reports something that cannot be done in this state.
+	ErrState = errors.New("wrong state")
+
+	// ErrInvalid reports a request that makes no sense.
+	ErrInvalid = errors.New("invalid")
+
+	// ErrFull reports that the dead-letter stream takes no more.
+	ErrFull = errors.New("the dead-letter stream is full")
+)
+
+// A NotFoundError is an [ErrNotFound].
+type NotFoundError struct {
+	What string   // "dead letter", "group", "operation"
+	ID   string   // that was asked for
+	Near []string // IDs that look like it, at most a few
+}
+
+func (e *NotFoundError) Error() string {
+	text := fmt.Sprintf("%s %q: %v", e.What, e.ID, ErrNotFound)
+	if len(e.Near) > 0 {
+		text += "; did you mean " + strings.Join(e.Near, " or ") + "?"
+	}
+	return text
+}
+
+// Is reports whether target is [ErrNotFound].
+func (e *NotFoundError) Is(target error) bool { return target == ErrNotFound }
+
+// An EntryError is what kept one dead letter from being changed: [ErrChanged],
+// [ErrClaimed], [ErrState] or [ErrFull], with who did what to it meanwhile.
+type EntryError struct {
+	ID        string
+	Err       error
+	State     dlq.State // that it has
+	Actor     string    // who changed it last
+	Operation string    // by which replay, if it was one
+	Changed   time.Time
+}
+
+func (e *EntryError) Error() string {
+	text := fmt.Sprintf("dead letter %s: %v", e.ID, e.Err)
+	var facts []string
+	if e.State != "" {
+		facts = append(facts, string(e.State))
+	}
+	if e.Actor != "" {
+		facts = append(facts, "by "+e.Actor)
+	}
+	if e.Operation != "" {
+		facts = append(facts, "operation "+e.Operation)
+	}
+	if !e.Changed.IsZero() {
+		facts = append(facts, "at "+e.Changed.UTC().Format(time.RFC3339))
+	}
+	if len(facts) > 0 {
+		text += " (" + strings.Join(facts, ", ") + ")"
+	}
+	return text
+}
+
+// Unwrap returns Err.
+func (e *EntryError) Unwrap() error { return e.Err }
+
+// A Config configures a [Desk]. The zero value is good.
+type Config struct {
+	// Stream is the dead-letter stream. The default is "DLQ".
+	Stream string
+
+	// Actor is who is at work, for the history: the default is user@host.
+	Actor string
+
+	// Telemetry records what is replayed: a span for each message, in a trace of
+	// its own that is linked to those of the failure and of the publish, and how
+	// many were sent. The default records nothing.
+	Telemetry *messaging.Telemetry
+
+	// Fingerprint tells failures apart, see [Fingerprint], which is the default.
+	Fingerprint func(*dlq.Entry) string
+}
+
+// A Desk is where dead letters are looked at and worked on. It is safe for
+// concurrent use.
+type Desk struct {
+	nc    *nats.Conn
+	js    jetstream.JetStream
+	store *dlq.Store
+	cfg   Config
+
+	mu     sync.Mutex
+	handle jetstream.Stream // made when they are first needed
+	bucket jetstream.KeyValue
+}
+
+// Open returns a desk for the dead letters of a stream, which must exist: else it
+// is an [ErrNoDeadLetters].
+func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Desk, error) {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, fmt.Errorf("open dead letters: %w", err)
+	}
+	d := &Desk{nc: nc, js: js, cfg: cfg}
+	if d.cfg.Stream == "" {
+		d.cfg.Stream = dlq.Config{}.StreamName()
+	}
+	if d.cfg.Actor == "" {
+		d.cfg.Actor = defaultActor()
+	}
+	if d.cfg.Fingerprint == nil {
+		d.cfg.Fingerprint = Fingerprint
+	}
+	d.store, err = dlq.NewStore(nc, js, dlq.Config{Stream: jetstream.StreamConfig{Name: d.cfg.Stream}})
+	if err != nil {
+		return nil, fmt.Errorf("open dead letters: %w", err)
+	}
+	if _, err := d.info(ctx); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// Stream is the name of the dead-letter stream.
+func (d *Desk) Stream() string { return d.cfg.Stream }
+
+// Actor is who is at work.
+func (d *Desk) Actor() string { return d.cfg.Actor }
+
+// Doctor looks for what may lose messages or dead letters, see [dlq.Store.Doctor].
+func (d *Desk) Doctor(ctx context.Context) ([]dlq.Finding, error) { return d.store.Doctor(ctx) }
+
+func defaultActor() string {
+	name := os.Getenv("USER")
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	host, _ := os.Hostname() // or it is not known
+	return strings.Trim(name+"@"+host, "@")
+}
+
+// info looks at the dead-letter stream.
+func (d *Desk) info(ctx context.Context) (*jetstream.StreamInfo, error) {
+	s, err := d.js.Stream(ctx, d.cfg.Stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil, fmt.Errorf("%w %q: no App has made one here, or it has another name", ErrNoDeadLetters, d.cfg.Stream)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("dead-letter stream %q: %w", d.cfg.Stream, err)
+	}
+	return s.CachedInfo(), nil
+}

@@ -1,0 +1,105 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"charm.land/lipgloss/v2"
+	"github.com/spf13/cobra"
+
+	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/dlq/triage"
+)
+
+const failNever = "never"
+
+var severities = []string{string(dlq.SeverityCritical), string(dlq.SeverityWarning), string(dlq.SeverityNotice)}
+
+func (c *cli) doctor() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Look for what may lose messages or dead letters",
+		Long: "Look at every stream and consumer for what may lose messages or dead letters, or\n" +
+			"already has. It only reads. The exit code is 1 if there is a finding as severe as\n" +
+			"--fail-on, or more.",
+		Example: "  monotel dlq doctor\n  monotel dlq doctor --fail-on warning --output json",
+		Args:    cobra.NoArgs,
+	}
+	failOn := cmd.Flags().String("fail-on", string(dlq.SeverityCritical), "critical, warning, notice or never")
+	c.complete(cmd, "fail-on", func(context.Context, string) []string { return append(slices.Clone(severities), failNever) })
+	cmd.RunE = c.runs(func(ctx context.Context, _ []string) error {
+		worst := slices.Index(severities, *failOn)
+		if worst < 0 && *failOn != failNever {
+			return usagef("--fail-on %s: want one of %s, %s", *failOn, strings.Join(severities, ", "), failNever)
+		}
+		return c.withDesk(ctx, func(ctx context.Context, desk *triage.Desk) error {
+			findings, err := desk.Doctor(ctx)
+			if printErr := c.printFindings(findings); printErr != nil {
+				return printErr
+			}
+			if err != nil {
+				return err
+			}
+			n := 0
+			for _, f := range findings {
+				if i := slices.Index(severities, string(f.Severity)); i >= 0 && i <= worst {
+					n++
+				}
+			}
+			if n > 0 {
+				return fmt.Errorf("%s as severe as %s, or more", plural(n, "finding"), *failOn)
+			}
+			return nil
+		})
+	})
+	return cmd
+}
+
+func severityStyle(s dlq.Severity) lipgloss.Style {
+	switch s {
+	case dlq.SeverityCritical:
+		return styleBad
+	case dlq.SeverityWarning:
+		return styleWarn
+	case dlq.SeverityNotice:
+		return styleDim
+	}
+	return lipgloss.NewStyle()
+}
+
+// printFindings gives each a few lines: what to do is too long for a column.
+func (c *cli) printFindings(findings []dlq.Finding) error {
+	if c.output != outputTable {
+		views := make([]findingView, 0, len(findings))
+		for _, f := range findings {
+			views = append(views, viewFinding(f))
+		}
+		return writeList(c, views)
+	}
+	t := c.table(c.out, "SEVERITY", "CHECK", "STREAM", "CONSUMER", "COUNT")
+	for _, f := range findings {
+		n := plain("")
+		if f.Count > 0 {
+			n = number(f.Count)
+		}
+		_ = t.row(styled(severityStyle(f.Severity), string(f.Severity)), plain(f.Check), plain(f.Stream), plain(f.Consumer), n)
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	for _, f := range findings {
+		s := &sheet{c: c}
+		s.heading(strings.TrimSpace(f.Check + " " + strings.TrimSpace(f.Stream+" "+f.Consumer)))
+		s.text(f.Detail)
+		s.text("→ " + f.Remedy)
+		if err := c.write(s.b.Bytes()); err != nil {
+			return err
+		}
+	}
+	if len(findings) == 0 {
+		c.remark("Nothing was found.")
+	}
+	return nil
+}

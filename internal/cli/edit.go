@@ -1,0 +1,399 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+
+	jsonpatch "github.com/evanphx/json-patch/v5"
+	"github.com/nats-io/nats.go"
+	"github.com/rogpeppe/go-internal/diff"
+	"github.com/spf13/cobra"
+
+	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/dlq/triage"
+)
+
+func (c *cli) edit() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "edit ID",
+		Short: "Change what a replay sends",
+		Long: "Change what a replay sends. The original stays, and who changed what and why is\n" +
+			"kept in the history. Without --data, --patch or --header it opens an editor:\n" +
+			"$VISUAL, $EDITOR or vi. A payload that is JSON stays JSON.\n\n" +
+			"--patch is a JSON merge patch (RFC 7396). With --where, --group or --all, in\n" +
+			"place of an ID, it is for many dead letters.",
+		Example: "  monotel dlq edit 5d3kq7\n" +
+			"  monotel dlq edit 5d3kq7 --data fixed.json --reason 'wrong currency' --yes\n" +
+			"  monotel dlq edit 5d3kq7 --header 'Tenant: acme'\n" +
+			"  monotel dlq edit --where 'payload.currency == \"\"' --patch eur.json --dry-run",
+		ValidArgsFunction: c.completeArgs(c.deadLetterIDs, 1),
+	}
+	var s selection
+	s.register(cmd, c, true)
+	var h hand
+	h.register(cmd, c)
+	var ed editFlags
+	f := cmd.Flags()
+	f.StringVar(&ed.data, "data", "", "file with the new payload; - is standard input")
+	f.StringVar(&ed.patch, "patch", "", "file with a JSON merge patch; - is standard input")
+	f.StringArrayVar(&ed.headers, "header", nil, "'Key: value' sets a header, 'Key:' takes it away; can be repeated")
+	f.BoolVar(&ed.notJSON, "not-json", false, "a payload that is JSON may become something else")
+	f.BoolVar(&ed.showDiffs, "show-diffs", false, "with many: show what becomes of the first five, which prints parts of payloads")
+	cmd.MarkFlagsMutuallyExclusive("data", "patch")
+	c.complete(cmd, "header", nil)
+	cmd.RunE = c.runs(func(ctx context.Context, args []string) error {
+		one := len(args) == 1 && !s.given(nil) && !s.all
+		switch {
+		case len(args) > 1 || len(args) == 1 && !one:
+			return usagef("edit takes one ID, or --patch with --where, --group, --id or --all")
+		case !one && ed.patch == "":
+			return usagef("say which with an ID; many, with --where, --group, --id or --all, are edited by --patch")
+		case !one && len(ed.headers) > 0:
+			return usagef("--header is for a single dead letter")
+		case one && c.output != outputTable && h.dryRun:
+			return usagef("a diff is text: leave out --output")
+		}
+		if err := ed.check(c, &h); err != nil {
+			return err
+		}
+		if one {
+			return c.withDesk(ctx, func(ctx context.Context, desk *triage.Desk) error { return c.editOne(ctx, desk, args[0], &ed, &h) })
+		}
+		sel, err := s.parse(c, nil)
+		if err != nil {
+			return err
+		}
+		return c.withDesk(ctx, func(ctx context.Context, desk *triage.Desk) error {
+			if err := fullGroup(ctx, desk, &sel); err != nil {
+				return err
+			}
+			return c.editMany(ctx, desk, sel, &ed, &h)
+		})
+	})
+	return cmd
+}
+
+type editFlags struct {
+	data, patch        string
+	headers            []string
+	notJSON, showDiffs bool
+
+	newData  []byte
+	newPatch json.RawMessage
+}
+
+// check finds what needs no server to be found.
+func (ed *editFlags) check(c *cli, h *hand) (err error) {
+	if ed.interactive() {
+		_, in := c.tty(c.in)
+		_, out := c.tty(c.out)
+		if !in || !out {
+			return usagef("an editor needs a terminal; use --data FILE, --patch FILE or --header 'Key: value'")
+		}
+	} else if err := h.check(c); err != nil {
+		return err
+	}
+	if _, err := withHeaders(nil, ed.headers); err != nil {
+		return usageError{err}
+	}
+	if ed.data != "" {
+		if ed.newData, err = c.readFile(ed.data); err != nil {
+			return usagef("--data: %w", err)
+		}
+	}
+	if ed.patch != "" {
+		if ed.newPatch, err = c.readPatch(ed.patch); err != nil {
+			return usageError{err}
+		}
+	}
+	return nil
+}
+
+func (ed *editFlags) interactive() bool {
+	return ed.data == "" && ed.patch == "" && len(ed.headers) == 0
+}
+
+// apply returns what becomes of a message, without an editor.
+func (ed *editFlags) apply(before *dlq.Record) (data []byte, err error) {
+	switch {
+	case ed.data != "":
+		data = ed.newData
+	case ed.patch != "":
+		if data, err = patched(before.Data, ed.newPatch); err != nil {
+			return nil, err
+		}
+	default:
+		return before.Data, nil
+	}
+	return data, ed.keepsJSON(before.Data, data)
+}
+
+func patched(data, patch []byte) ([]byte, error) {
+	if !isJSON(data) {
+		return nil, fmt.Errorf("%w: its payload is not JSON, so there is nothing that a patch applies to", triage.ErrInvalid)
+	}
+	after, err := jsonpatch.MergePatch(data, patch)
+	if err != nil {
+		return nil, fmt.Errorf("%w: the patch does not apply to its payload", triage.ErrInvalid) // the cause may quote it
+	}
+	return after, nil
+}
+
+func (ed *editFlags) keepsJSON(before, after []byte) error {
+	if ed.notJSON || !isJSON(before) || isJSON(after) {
+		return nil
+	}
+	var read json.RawMessage
+	err := json.Unmarshal(after, &read)
+	if s, ok := errors.AsType[*json.SyntaxError](err); ok {
+		line := 1 + bytes.Count(after[:min(int(s.Offset), len(after))], []byte("\n"))
+		return fmt.Errorf("%w: the payload was JSON and is not any more, see line %d; --not-json allows that", triage.ErrInvalid, line)
+	}
+	return fmt.Errorf("%w: the payload was JSON and is not any more; --not-json allows that", triage.ErrInvalid)
+}
+
+func (c *cli) editOne(ctx context.Context, desk *triage.Desk, id string, ed *editFlags, h *hand) error {
+	e, err := desk.Get(ctx, id)
+	if e == nil {
+		return err
+	}
+	before, err := desk.Current(ctx, e)
+	if err != nil {
+		return err
+	}
+	if before.Data == nil && before.Body != dlq.BodyInline && ed.data == "" {
+		return fmt.Errorf("%w: the payload of dead letter %s is not there (%s); --data FILE gives it one", triage.ErrInvalid, e.ID, before.Body)
+	}
+	header, err := withHeaders(before.Header, ed.headers)
+	if err != nil {
+		return usageError{err}
+	}
+	var data []byte
+	file := ""
+	if ed.interactive() {
+		data, file, err = c.openEditor(ctx, e, before)
+		if err == nil {
+			err = ed.keepsJSON(before.Data, data)
+		}
+	} else {
+		data, err = ed.apply(before)
+	}
+	if err == nil {
+		err = c.storeEdit(ctx, desk, e, before, triage.Revision{Data: data, Header: header, Reason: h.reason}, h, ed.interactive())
+	}
+	if file == "" {
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("%w\nWhat you wrote is in %s", err, file)
+	}
+	return os.Remove(file)
+}
+
+// storeEdit shows what an edit does, asks and stores it.
+func (c *cli) storeEdit(ctx context.Context, desk *triage.Desk, e *dlq.Entry, before *dlq.Record, r triage.Revision,
+	h *hand, ask bool,
+) error {
+	if same(before.Data, r.Data) && sameHeaders(before.Header, r.Header) {
+		c.remark("Nothing has changed.")
+		return nil
+	}
+	if !h.yes || ask {
+		fmt.Fprint(c.err, c.diff(c.err, e.ID, display(before.Header, before.Data), display(r.Header, r.Data)))
+	}
+	if h.dryRun {
+		return nil
+	}
+	if err := c.confirm(ctx, h.yes, fmt.Sprintf("Store this as revision %d?", e.Revision+1)); err != nil {
+		return err
+	}
+	if err := desk.Edit(ctx, e, r); err != nil {
+		return err
+	}
+	if c.output != outputTable {
+		return c.writeJSON(viewEntry(e, nil))
+	}
+	c.remark("dead letter %s: revision %d; 'monotel dlq replay %s' sends it", safe(e.ID), e.Revision, safe(e.ID))
+	return nil
+}
+
+// same reports whether two payloads mean the same, if they are JSON in spite of
+// their layout.
+func same(a, b []byte) bool {
+	if bytes.Equal(a, b) {
+		return true
+	}
+	var x, y bytes.Buffer
+	return json.Compact(&x, a) == nil && json.Compact(&y, b) == nil && bytes.Equal(x.Bytes(), y.Bytes())
+}
+
+func sameHeaders(a, b nats.Header) bool {
+	return maps.EqualFunc(a, b, slices.Equal)
+}
+
+// display is a message for a diff.
+func display(h nats.Header, data []byte) []byte {
+	var b bytes.Buffer
+	for _, k := range slices.Sorted(maps.Keys(h)) {
+		for _, v := range h[k] {
+			b.WriteString(k + ": " + v + "\n")
+		}
+	}
+	if b.Len() > 0 {
+		b.WriteString("\n")
+	}
+	text, _ := pretty(data, true)
+	b.WriteString(text)
+	return b.Bytes()
+}
+
+// diff is a unified diff, safe to print.
+func (c *cli) diff(w io.Writer, id string, before, after []byte) string {
+	lines := func(b []byte) []byte { // the last one, too, ends
+		return append(bytes.TrimRight(b, "\n"), '\n')
+	}
+	text := diff.Diff(id+" now", lines(before), id+" after", lines(after))
+	var b strings.Builder
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "diff ") {
+			continue
+		}
+		line = safe(strings.ReplaceAll(strings.TrimRight(line, "\n"), "\t", "    "))
+		switch {
+		case strings.HasPrefix(line, "+"):
+			line = c.paint(w, styleGood, line)
+		case strings.HasPrefix(line, "-"):
+			line = c.paint(w, styleBad, line)
+		}
+		b.WriteString(line + "\n")
+	}
+	return b.String()
+}
+
+// openEditor has a payload edited. file is where it is, for as long as it may be
+// needed.
+func (c *cli) openEditor(ctx context.Context, e *dlq.Entry, before *dlq.Record) (data []byte, file string, err error) {
+	if !isText(before.Data) {
+		return nil, "", fmt.Errorf("%w: the payload of dead letter %s is binary, which an editor may spoil: use --data FILE", triage.ErrInvalid, e.ID)
+	}
+	text, ext := before.Data, "txt"
+	if isJSON(text) {
+		shown, _ := pretty(text, true)
+		text, ext = append([]byte(shown), '\n'), "json"
+	}
+	f, err := os.CreateTemp("", "monotel-*."+ext) // for its owner alone
+	if err != nil {
+		return nil, "", fmt.Errorf("edit dead letter %s: %w", e.ID, err)
+	}
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, "", errors.Join(fmt.Errorf("edit dead letter %s: %w", e.ID, err), os.Remove(f.Name()))
+	}
+	if err := c.callEditor(ctx, f.Name()); err != nil {
+		return nil, f.Name(), err
+	}
+	written, err := os.ReadFile(f.Name())
+	if err != nil {
+		return nil, f.Name(), fmt.Errorf("edit dead letter %s: %w", e.ID, err)
+	}
+	return asBefore(before.Data, written), f.Name(), nil
+}
+
+// asBefore undoes what an editor, or the layout for it, adds: JSON is compact
+// again if it was, and a text that did not end with a newline does not.
+func asBefore(before, written []byte) []byte {
+	var b bytes.Buffer
+	compact := func(data []byte) []byte {
+		b.Reset()
+		if !isJSON(data) || json.Compact(&b, data) != nil {
+			return nil
+		}
+		return bytes.Clone(b.Bytes())
+	}
+	if was := compact(before); was != nil && bytes.Equal(was, before) {
+		if now := compact(written); now != nil {
+			return now
+		}
+	}
+	if !bytes.HasSuffix(before, []byte("\n")) {
+		return bytes.TrimSuffix(bytes.TrimSuffix(written, []byte("\n")), []byte("\r"))
+	}
+	return written
+}
+
+func (c *cli) callEditor(ctx context.Context, file string) error {
+	editor := c.env("VISUAL")
+	if editor == "" {
+		editor = c.env("EDITOR")
+	}
+	if strings.TrimSpace(editor) == "" {
+		editor = map[bool]string{true: "notepad", false: "vi"}[runtime.GOOS == "windows"]
+	}
+	words := append(strings.Fields(editor), file)           // such as "code --wait"
+	cmd := exec.CommandContext(ctx, words[0], words[1:]...) //nolint:gosec // the user's own editor
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.in, c.out, c.err
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("editor %q (set VISUAL or EDITOR): %w", words[0], err)
+	}
+	return nil
+}
+
+// editMany patches every selected dead letter.
+func (c *cli) editMany(ctx context.Context, desk *triage.Desk, sel triage.Selection, ed *editFlags, h *hand) error {
+	all, err := collect(ctx, c, desk, sel, true)
+	if err != nil {
+		return err
+	}
+	const shown = 5
+	changes, unchanged, refused := 0, 0, 0
+	for _, e := range all {
+		after, err := ed.apply(e.Record)
+		switch {
+		case err != nil:
+			refused++
+			fmt.Fprintf(c.err, "dead letter %s: %s\n", safe(e.ID), safe(err.Error()))
+		case same(e.Data, after):
+			unchanged++
+		default:
+			changes++
+			if ed.showDiffs && changes <= shown {
+				fmt.Fprint(c.err, c.diff(c.err, e.ID, display(nil, e.Data), display(nil, after)))
+			}
+		}
+	}
+	if h.dryRun {
+		v := patchView{Changed: changes, Unchanged: unchanged, Refused: refused}
+		if c.output != outputTable {
+			return c.writeJSON(v)
+		}
+		fmt.Fprintf(c.out, "%s would change, %s stay as they are, %s cannot be patched\n", count(changes), count(unchanged), count(refused))
+		return nil
+	}
+	question := fmt.Sprintf("Edit %s?", plural(changes, "dead letter"))
+	return c.each(ctx, all, h, question, "edited", func(ctx context.Context, e *dlq.Entry) error {
+		after, err := ed.apply(e.Record)
+		if err != nil {
+			return fmt.Errorf("dead letter %s: %w", e.ID, err)
+		}
+		if same(e.Data, after) {
+			return errUnchanged
+		}
+		return desk.Edit(ctx, e, triage.Revision{Data: after, Reason: h.reason})
+	})
+}
+
+type patchView struct {
+	Changed   int `json:"changed"`
+	Unchanged int `json:"unchanged"`
+	Refused   int `json:"refused"`
+}

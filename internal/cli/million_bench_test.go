@@ -1,0 +1,181 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/mono/monotest"
+)
+
+// millionEnv is how many dead letters the benchmark has; make million has a
+// million.
+const millionEnv = "MONOTEL_MILLION"
+
+// BenchmarkMillion measures the command, as a process of its own, with many dead
+// letters of about 1 KB in the stream: how long it takes, and the most memory that
+// it had. The server is in the benchmark's process. Beside it stands how long
+// nats.go takes to read the stream from its beginning to its end, headers only.
+func BenchmarkMillion(b *testing.B) {
+	n := 20_000
+	if s := os.Getenv(millionEnv); s != "" {
+		var err error
+		if n, err = strconv.Atoi(s); err != nil {
+			b.Fatal(err)
+		}
+	}
+	exe := filepath.Join(b.TempDir(), "monotel")
+	if out, err := exec.CommandContext(b.Context(), "go", "build", "-o", exe, "../../cmd/monotel").CombinedOutput(); err != nil {
+		b.Fatalf("%v: %s", err, out)
+	}
+	server := monotest.Server(b)
+	nc := server.Conn()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		b.Fatal(err)
+	}
+	fillMillion(b, nc, js, n)
+	monotel := func(b *testing.B, args ...string) (out []byte) {
+		b.Helper()
+		cmd := exec.CommandContext(b.Context(), exe, append([]string{"dlq"}, args...)...)
+		cmd.Env = append(os.Environ(), "NATS_URL="+server.URL())
+		var stdout, stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		begin := time.Now()
+		err := cmd.Run()
+		b.ReportMetric(time.Since(begin).Seconds(), "s")
+		if usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+			b.ReportMetric(float64(usage.Maxrss)/1024, "MiB") //nolint:mnd // it is in KiB
+		}
+		if err != nil {
+			b.Fatalf("monotel dlq %v: %v\n%s", args, err, stderr.Bytes())
+		}
+		return stdout.Bytes()
+	}
+	once := func(name string, f func(b *testing.B)) {
+		b.Run(name, func(b *testing.B) {
+			for range b.N { // not b.Loop: one run says it, and -benchtime=1x asks for one
+				f(b)
+			}
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+	once("what=read", func(b *testing.B) {
+		begin := time.Now()
+		readThrough(b, js, n)
+		b.ReportMetric(time.Since(begin).Seconds(), "s")
+	})
+	once("what=groups", func(b *testing.B) {
+		var groups []struct {
+			Count int `json:"count"`
+		}
+		if err := json.Unmarshal(monotel(b, "groups", "--output", "json"), &groups); err != nil || len(groups) != 3 {
+			b.Fatalf("there are %d groups, want 3: %v", len(groups), err)
+		}
+	})
+	once("what=ls50", func(b *testing.B) { monotel(b, "ls", "--limit", "50") })
+	once("what=where", func(b *testing.B) {
+		out := monotel(b, "ls", "--where", `consumer == "billing" && error.contains("order 77 ") && age < duration("9000h")`, "--output", "ndjson")
+		if lines := bytes.Count(out, []byte("\n")); lines != 1 {
+			b.Fatalf("found %d, want 1", lines)
+		}
+	})
+	once("what=stats", func(b *testing.B) { monotel(b, "stats") })
+	replay := func(b *testing.B, messages int, args ...string) {
+		b.Helper()
+		var plan struct {
+			ID string `json:"plan"`
+		}
+		out := monotel(b, append([]string{"replay", "--limit", strconv.Itoa(messages), "--all", "--dry-run", "--output", "json"}, args...)...)
+		if err := json.Unmarshal(out, &plan); err != nil || plan.ID == "" {
+			b.Fatalf("no plan: %v\n%s", err, out)
+		}
+		begin := time.Now()
+		monotel(b, "replay", "--plan", plan.ID, "--yes", "--no-wait", "--quiet")
+		b.ReportMetric(float64(messages)/time.Since(begin).Seconds(), "msg/s")
+	}
+	once("what=replay", func(b *testing.B) { replay(b, n/10) })
+	for _, rate := range []int{100, 1000, 5000} {
+		once("what=replay"+strconv.Itoa(rate), func(b *testing.B) { replay(b, min(rate*10, n/10), "--rate", strconv.Itoa(rate)+"/s") })
+	}
+}
+
+// fillMillion stores dead letters of three causes.
+func fillMillion(b *testing.B, nc *nats.Conn, js jetstream.JetStream, n int) {
+	b.Helper()
+	store, err := dlq.NewStore(nc, js, dlq.Config{Stream: jetstream.StreamConfig{MaxBytes: 8 << 30}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := store.Provision(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	created := time.Now().Add(-time.Hour)
+	if _, err := js.CreateStream(b.Context(), jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders.>"}, MaxBytes: 8 << 30}); err != nil {
+		b.Fatal(err)
+	}
+	_, err = js.CreateConsumer(b.Context(), "ORDERS", jetstream.ConsumerConfig{Durable: "billing", FilterSubject: "orders.created.v1", AckPolicy: jetstream.AckExplicitPolicy})
+	if err != nil {
+		b.Fatal(err)
+	}
+	pad := bytes.Repeat([]byte("x"), 200)
+	slots := make(chan error, 1000) //nolint:mnd // as many at a time
+	for range cap(slots) {
+		slots <- nil
+	}
+	for i := range n {
+		if err := <-slots; err != nil {
+			b.Fatal(err)
+		}
+		r := record(i)
+		r.StreamCreated, r.ID, r.Failed = created, dlq.ID("ORDERS", created, "billing", uint64(i)), created.Add(time.Duration(i)*time.Millisecond)
+		switch i % 3 {
+		case 0:
+			r.Error = fmt.Sprintf("charge order %d : dial tcp 10.0.%d.%d:443: connect: connection refused", i, i%200, i%250)
+		case 1:
+			r.Error = fmt.Sprintf("customer \"No. %d\" has no address", i)
+		}
+		r.Data = fmt.Appendf(nil, `{"order":%d,"note":%q}`, i, pad)
+		go func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(b.Context()), time.Minute)
+			defer cancel()
+			_, err := store.Capture(ctx, r, nil)
+			slots <- err
+		}()
+	}
+	for range cap(slots) {
+		if err := <-slots; err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func readThrough(b *testing.B, js jetstream.JetStream, n int) {
+	b.Helper()
+	cons, err := js.OrderedConsumer(b.Context(), "DLQ", jetstream.OrderedConsumerConfig{HeadersOnly: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	all, err := cons.Messages(jetstream.PullMaxMessages(5000)) //nolint:mnd // ten times the default, which is faster
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer all.Stop()
+	for range n {
+		if _, err := all.Next(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,244 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/dlq/triage"
+)
+
+// A selection is what the flags say about which dead letters are meant.
+type selection struct {
+	where, group string
+	ids, states  []string
+	limit        int
+	all          bool
+
+	explicit bool        // one of --where, --group, --id and --all must be given
+	usual    []dlq.State // those that are meant without --state and IDs; the default is open
+}
+
+const selectionHelp = `Which dead letters: those that meet all of --where, --group, --id and --state.
+The default is the %s ones. --where is a condition in CEL, such as
+
+  consumer == "billing" && error.contains("timeout") && age < duration("2h")
+  payload.amount > 100 && reason != "undecodable"
+
+--id - reads IDs from the standard input, one on each line. A beginning of an
+ID will do if it is that of one dead letter only.`
+
+const allStates = "all"
+
+// register adds the flags. A command that changes something has to be told what:
+// then explicit is true.
+func (s *selection) register(cmd *cobra.Command, c *cli, explicit bool) {
+	s.explicit = explicit
+	f := cmd.Flags()
+	f.StringVarP(&s.where, "where", "w", "", "condition in CEL")
+	f.StringVarP(&s.group, "group", "g", "", "of this group, see 'monotel dlq groups'")
+	f.StringArrayVar(&s.ids, "id", nil, "with this ID; can be repeated; - reads them from standard input")
+	f.StringArrayVar(&s.states, "state", nil, "in this state, or in all; can be repeated")
+	f.IntVar(&s.limit, "limit", 0, "no more than so many, the newest (default: all)")
+	if explicit {
+		f.BoolVar(&s.all, "all", false, "all in that state, without --where, --group or --id")
+	}
+	usual := dlq.StateOpen
+	if len(s.usual) > 0 {
+		usual = s.usual[0]
+	}
+	cmd.Long += "\n\n" + fmt.Sprintf(selectionHelp, usual)
+	c.complete(cmd, "id", c.deadLetterIDs)
+	c.complete(cmd, "group", c.groupIDs)
+	c.complete(cmd, "where", func(context.Context, string) []string {
+		reasons := dlq.Reasons()
+		words := make([]string, 0, len(reasons)+3)
+		for _, r := range reasons {
+			words = append(words, fmt.Sprintf("reason==%q", string(r)))
+		}
+		return append(words, `age<duration("2h")`, `consumer=="`, `error.contains("`)
+	})
+	c.complete(cmd, "state", func(context.Context, string) []string {
+		states := dlq.States()
+		names := make([]string, 0, len(states)+1)
+		for _, s := range states {
+			names = append(names, string(s))
+		}
+		return append(names, allStates)
+	})
+	c.complete(cmd, "limit", nil)
+}
+
+// given reports whether the user said which.
+func (s *selection) given(args []string) bool {
+	return s.where != "" || s.group != "" || len(s.ids) > 0 || len(args) > 0
+}
+
+// parse checks the flags. args are further IDs.
+func (s *selection) parse(c *cli, args []string) (sel triage.Selection, err error) {
+	given := s.given(args)
+	switch {
+	case s.all && given:
+		return sel, usagef("--all is for all: leave out --where, --group and IDs, or --all")
+	case s.explicit && !s.all && !given:
+		return sel, usagef("say which: with --where, --group, --id or --all")
+	case s.limit < 0:
+		return sel, usagef("--limit %d: want 0 for all, or more", s.limit)
+	}
+	if sel.IDs, err = s.readIDs(c, args); err != nil {
+		return sel, err
+	}
+	if s.where != "" {
+		if sel.Where, err = triage.Compile(s.where); err != nil {
+			return sel, usagef("--where: %w", err)
+		}
+	}
+	sel.Group, sel.Limit = s.group, s.limit
+	for _, name := range s.states {
+		if name == allStates {
+			sel.States = dlq.States()
+			break
+		}
+		state, err := dlq.ParseState(name)
+		if err != nil {
+			return sel, usagef("--state: %w, or all", err)
+		}
+		sel.States = append(sel.States, state)
+	}
+	if len(sel.States) == 0 && len(sel.IDs) == 0 {
+		sel.States = s.usual
+	}
+	return sel, nil
+}
+
+func (s *selection) readIDs(c *cli, args []string) ([]string, error) {
+	var ids []string
+	add := func(id string) {
+		if id = strings.TrimSpace(id); id != "" && !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	stdin := false
+	for _, id := range slices.Concat(s.ids, args) {
+		if id != "-" {
+			add(id)
+			continue
+		}
+		stdin = true
+		lines := bufio.NewScanner(c.in)
+		seen := make(map[string]bool)
+		for lines.Scan() {
+			if id := strings.TrimSpace(lines.Text()); id != "" && !seen[id] {
+				seen[id] = true
+				ids = append(ids, id)
+			}
+		}
+		if err := lines.Err(); err != nil {
+			return nil, usagef("read IDs from the standard input: %w", err)
+		}
+	}
+	if stdin && len(ids) == 0 {
+		return nil, usagef("there is no ID on the standard input") // no ID must not mean every one
+	}
+	return ids, nil
+}
+
+// collect lists the selected dead letters before anything is done with them. What
+// cannot be read whole is among them.
+func collect(ctx context.Context, c *cli, desk *triage.Desk, sel triage.Selection, payload bool) ([]*dlq.Entry, error) {
+	var all []*dlq.Entry
+	seen := make(map[string]bool)
+	for e, err := range desk.Entries(ctx, sel, payload) {
+		switch {
+		case e != nil:
+			if !seen[e.ID] {
+				seen[e.ID] = true
+				all = append(all, e)
+			}
+		case errors.Is(err, dlq.ErrNotARecord):
+			c.warn("%v", err)
+		default:
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// fullGroup is the group that has this beginning.
+func fullGroup(ctx context.Context, desk *triage.Desk, sel *triage.Selection) error {
+	if sel.Group == "" {
+		return nil
+	}
+	groups, err := desk.Groups(ctx, triage.Selection{States: dlq.States()})
+	if err != nil {
+		return err
+	}
+	var found []string
+	for _, g := range groups {
+		if g.ID == sel.Group {
+			return nil
+		}
+		if strings.HasPrefix(g.ID, sel.Group) {
+			found = append(found, g.ID)
+		}
+	}
+	if len(found) != 1 {
+		return &triage.NotFoundError{What: "group", ID: sel.Group, Near: found[:min(len(found), 5)]}
+	}
+	sel.Group = found[0]
+	return nil
+}
+
+// confirm asks, on a terminal, unless yes has answered. Elsewhere mayAsk has found
+// before that there is somebody to ask.
+func (c *cli) confirm(ctx context.Context, yes bool, question string) error {
+	if yes {
+		return nil
+	}
+	fmt.Fprint(c.err, safe(question)+" [y/N] ")
+	answer := make(chan string, 1)
+	go func() { // it ends with the process: a terminal cannot be told to stop waiting
+		line, _ := readLine(c.in)
+		answer <- line
+	}()
+	select {
+	case <-ctx.Done():
+		fmt.Fprintln(c.err)
+		return context.Cause(ctx)
+	case line := <-answer:
+		if a := strings.ToLower(strings.TrimSpace(line)); a == "y" || a == "yes" {
+			return nil
+		}
+		return errors.New("not confirmed; nothing was changed")
+	}
+}
+
+// readLine reads no further than the line, so that what comes after it is there
+// for whoever reads next.
+func readLine(r io.Reader) (string, error) {
+	var line []byte
+	for b := make([]byte, 1); ; {
+		n, err := r.Read(b)
+		if n > 0 && b[0] == '\n' || err != nil {
+			return string(line), err
+		}
+		line = append(line, b[:n]...)
+	}
+}
+
+// mayAsk finds, before anything is done, whether there is somebody to ask.
+func (c *cli) mayAsk(yes bool) error {
+	_, in := c.tty(c.in)
+	_, shown := c.tty(c.err)
+	if yes || in && shown {
+		return nil
+	}
+	return usagef("nobody can be asked, as this is no terminal: add --yes, or look first with --dry-run")
+}
