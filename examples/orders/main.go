@@ -3,6 +3,9 @@
 //
 //	go run ./examples/orders
 //
+// What it gives up is in the dead-letter stream. With -open the program stays, so
+// that the command monotel can look at it and replay it.
+//
 // Package tracking emits the event, package notification consumes it over core
 // NATS, package audit through a durable consumer. They are what to copy; this
 // package is the world around them.
@@ -73,11 +76,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // options is what can be set on the command line.
 type options struct {
-	open    time.Duration
+	period  time.Duration
 	rate    float64
 	server  string
 	store   string
 	verbose bool
+
+	open   string // as given
+	stay   bool   // when the shop has closed
+	listen string // address of the embedded server; none if empty
 
 	metrics    string
 	printTrace bool
@@ -87,11 +94,18 @@ func flags(o *options) *flag.FlagSet {
 	fs := flag.NewFlagSet("orders", flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // run reports errors
 	fs.Usage = func() {}
-	fs.DurationVar(&o.open, "for", 10*time.Second, "take orders for this `time`; 0 means until Ctrl-C")
+	fs.DurationVar(&o.period, "for", 10*time.Second, "take orders for this `time`; 0 means until Ctrl-C")
 	fs.Float64Var(&o.rate, "rate", 3, "take this `number` of orders per second, up to 1000")
 	fs.StringVar(&o.server, "server", "", "use the NATS server at this `URL` instead of an embedded one")
 	fs.StringVar(&o.store, "store", "", "keep the stream in this `folder`; the next run goes on with what is in it\n"+
 		"(default a temporary folder, removed at the end)")
+	fs.BoolFunc("open", "when the orders are taken, stay until Ctrl-C with the ledger repaired, so that\n"+
+		"\"monotel dlq\" can look at what was given up and replay it. For that the embedded\n"+
+		"server listens, for a password of this run, on a free port of 127.0.0.1; on another\n"+
+		"with -open=127.0.0.1:4222", func(value string) error {
+		o.open = value
+		return nil
+	})
 	fs.StringVar(&o.metrics, "metrics", "", "serve metrics for Prometheus at this `address`, such as :9464; without a host, on\nloopback")
 	fs.BoolVar(&o.printTrace, "print-trace", false, "print the traces of one order at the end, instead of sending any to a collector")
 	fs.BoolVar(&o.verbose, "v", false, "show what the framework logs, on standard error")
@@ -108,8 +122,8 @@ func parse(args []string) (options, error) {
 	if fs.NArg() > 0 {
 		errs = append(errs, fmt.Errorf("unexpected argument %q", fs.Arg(0)))
 	}
-	if o.open < 0 {
-		errs = append(errs, fmt.Errorf("-for is %v, want 0 or more", o.open))
+	if o.period < 0 {
+		errs = append(errs, fmt.Errorf("-for is %v, want 0 or more", o.period))
 	}
 	const most = 1000
 	if !(o.rate > 0 && o.rate <= most) { // also what is not a number
@@ -117,6 +131,12 @@ func parse(args []string) (options, error) {
 	}
 	if o.server != "" && o.store != "" {
 		errs = append(errs, errors.New("-store is a folder of the embedded server: use it or -server"))
+	}
+	switch err := o.setOpen(); {
+	case err != nil:
+		errs = append(errs, err)
+	case o.server != "" && o.listen != "":
+		errs = append(errs, errors.New("-open=ADDRESS is for the embedded server: with -server use -open alone"))
 	}
 	return o, errors.Join(errs...)
 }
@@ -142,6 +162,10 @@ Examples:
         press Ctrl-C while an order waits for its retry, run it again: nothing is
         lost
 
+  go run ./examples/orders -open
+        stays when the orders are taken, and says how to look at those that were
+        given up, and how to replay them
+
   go run ./examples/orders -print-trace
         shows one order's way through the modules, retries included
 
@@ -157,7 +181,7 @@ Examples:
 
 // runShop runs the App with its modules, and the customers.
 func runShop(ctx context.Context, o options, stdout, stderr io.Writer) (err error) {
-	where, opts, cleanUp, err := natsOptions(o)
+	where, dir, cleanUp, err := storage(o)
 	if err != nil {
 		return err
 	}
@@ -167,32 +191,54 @@ func runShop(ctx context.Context, o options, stdout, stderr io.Writer) (err erro
 	if err != nil {
 		return err
 	}
-	alone := o.store == "" && o.server == ""
-	screen := newScreen(stdout, alone)
+	temporary := o.store == "" && o.server == ""
+	screen := newScreen(stdout, temporary && !o.stay)
+	next := tour{id: anyID}
 	defer func() {
 		if stopErr := ob.stop(ctx); stopErr != nil { // the orders are not at fault
 			fmt.Fprintf(stderr, "orders: telemetry: %v\n", stopErr)
 		}
-		if ob.book != nil && err == nil {
+		if err != nil {
+			return
+		}
+		if ob.book != nil {
 			ob.book.show(stdout, screen.paint)
+		}
+		if !o.stay {
+			farewell(screen, o, next)
 		}
 	}()
 	log := slog.New(slog.DiscardHandler) // every failure is shown as a line already
 	if o.verbose {
 		log = slog.New(ob.logs(slog.NewTextHandler(stderr, nil)))
 	}
-	opts = append(opts, ob.options()...)
+	start, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	opts := ob.options()
+	var d *door
+	switch {
+	case o.server != "":
+		opts = append(opts, mono.WithNATS(o.server))
+	case o.listen != "":
+		if d, err = openDoor(start, o.listen, dir, log); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, d.close(ctx)) }()
+		opts = append(opts, d.option())
+	default:
+		opts = append(opts, mono.WithStoreDir(dir))
+	}
 	opts = append(opts, mono.WithName("orders"), mono.WithLogger(log), mono.WithMiddleware(watchUndecodable(screen.undecodable)))
 	app, err := mono.New(opts...)
 	if err != nil {
 		return err
 	}
-	orders := tracking.New(screen.save)
+	orders, ledger := tracking.New(screen.save), newLedger(ob.tracer())
 	err = app.Register(
 		&inventory{app: app, screen: screen}, // the first to start is the last to stop
 		orders,
 		notification.New(screen.confirm),
-		audit.New(newLedger(ob.tracer()).write, screen.audited),
+		audit.New(ledger.write, screen.audited),
 	)
 	if err != nil {
 		return err
@@ -202,19 +248,26 @@ func runShop(ctx context.Context, o options, stdout, stderr io.Writer) (err erro
 	if ob.metrics != "" {
 		screen.say("Metrics are at %s\n", ob.metrics)
 	}
-	start, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
+	if d != nil {
+		screen.say("Other programs of yours can connect while it runs, such as cmd/monotel:\n\n  %s\n", d.connection())
+	}
 	if err := app.Start(start); err != nil {
 		return err
 	}
 	takeOrders(ctx, o, &shop{tracking: orders, bus: app.Bus(), screen: screen, tracer: ob.tracer()}, app)
+	switch {
+	case o.stay && ctx.Err() == nil:
+		stay(ctx, screen, ledger, newTour(ctx, o, d, app))
+	case !o.stay && !temporary:
+		next = newTour(ctx, o, d, app)
+	}
 
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
 	stopErr := app.Stop(stop)
 	waiting, err := screen.summary()
 	switch {
-	case waiting > 0 && alone:
+	case waiting > 0 && temporary:
 		screen.say("\nWhat is waiting goes with the temporary folder. With -store the next run takes it up.")
 	case waiting > 0:
 		screen.say("\nWhat is waiting is stored: run it again with the same flags.")
@@ -222,20 +275,21 @@ func runShop(ctx context.Context, o options, stdout, stderr io.Writer) (err erro
 	return errors.Join(stopErr, err)
 }
 
-// natsOptions says where the orders are stored, in words and in options.
-func natsOptions(o options) (where string, opts []mono.Option, cleanUp func() error, err error) {
+// storage says where the orders are stored, in words and as a folder of the embedded
+// server, if it is that.
+func storage(o options) (where, dir string, cleanUp func() error, err error) {
 	nothing := func() error { return nil }
 	switch {
 	case o.server != "":
-		return "on your NATS server", []mono.Option{mono.WithNATS(o.server)}, nothing, nil // a URL may hold a password
+		return "on your NATS server", "", nothing, nil // a URL may hold a password
 	case o.store != "":
-		return "in " + o.store, []mono.Option{mono.WithStoreDir(o.store)}, nothing, nil
+		return "in " + o.store, o.store, nothing, nil
 	}
-	dir, err := os.MkdirTemp("", "monotel-orders-")
+	dir, err = os.MkdirTemp("", "monotel-orders-")
 	if err != nil {
-		return "", nil, nil, err
+		return "", "", nil, err
 	}
-	return "in a temporary folder", []mono.Option{mono.WithStoreDir(dir)}, func() error { return os.RemoveAll(dir) }, nil
+	return "in a temporary folder", dir, func() error { return os.RemoveAll(dir) }, nil
 }
 
 func introduce(s *screen, where string) {
@@ -265,8 +319,8 @@ func delays() string {
 // returns at once when ctx ends.
 func takeOrders(ctx context.Context, o options, s *shop, app *mono.App) {
 	closing, cancel := ctx, context.CancelFunc(func() {})
-	if o.open > 0 {
-		closing, cancel = context.WithTimeout(ctx, o.open)
+	if o.period > 0 {
+		closing, cancel = context.WithTimeout(ctx, o.period)
 	}
 	defer cancel()
 	s.open(closing, o.rate)
@@ -337,7 +391,8 @@ func (i *inventory) Stop(ctx context.Context) error {
 	return err
 }
 
-// stored asks the server how many messages wait to be audited.
+// stored asks the server how many messages wait to be audited, not counting those
+// that are replayed: they were dealt with before.
 func stored(ctx context.Context, app *mono.App) (int, error) {
 	const patience = 5 * time.Second // a server that was lost may stay away
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -350,7 +405,12 @@ func stored(ctx context.Context, app *mono.App) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("count what is waiting: %w", err)
 	}
-	return int(stream.CachedInfo().State.Msgs), nil //nolint:gosec // its 16 MiB hold fewer
+	subject := tracking.OrderCreatedV1.ToBase().Subject
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(subject))
+	if err != nil {
+		return 0, fmt.Errorf("count what is waiting: %w", err)
+	}
+	return int(info.State.Subjects[subject]), nil //nolint:gosec // its 16 MiB hold fewer
 }
 
 // untilStored asks until the number is the wanted one, or until ctx ends, and

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -37,21 +38,32 @@ func TestRun(t *testing.T) {
 	tests := []struct {
 		name string
 		args func(t *testing.T) []string
+		next string // how to go on, in the end
 	}{
-		{name: "in a temporary folder", args: func(*testing.T) []string { return nil }},
-		{name: "in a folder", args: func(t *testing.T) []string {
-			t.Helper()
-			return []string{"-store", filepath.Join(t.TempDir(), "orders")}
-		}},
-		{name: "on a server", args: func(t *testing.T) []string {
-			t.Helper()
-			return []string{"-server", monotest.Server(t).URL()}
-		}},
+		{
+			name: "in a temporary folder", args: func(*testing.T) []string { return nil },
+			next: `(?s)goes with the temporary folder.*\n  go run ./examples/orders -open\n.* dlq groups\n.* dlq show ID\n.* dlq replay `,
+		},
+		{
+			name: "in a folder", args: func(t *testing.T) []string {
+				t.Helper()
+				return []string{"-store", filepath.Join(t.TempDir(), "orders")}
+			},
+			next: `(?s)is kept in .*\n  go run ./examples/orders -store '.*orders' -open\n.* dlq groups\n.* dlq show [a-z0-9]{24}\n.* dlq replay `,
+		},
+		{
+			name: "on a server", args: func(t *testing.T) []string {
+				t.Helper()
+				return []string{"-server", monotest.Server(t).URL()}
+			},
+			next: `(?s)is on your server.*\n  set NATS_URL to the URL you gave to -server\n.* dlq groups\n.* dlq show [a-z0-9]{24}\n.* dlq replay .*One with -open stays`,
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			out := runOrders(t.Context(), t, append(tt.args(t), "-for", "2s", "-rate", "20")...)
+			args := tt.args(t)
+			out := runOrders(t.Context(), t, append(args, "-for", "2s", "-rate", "20")...)
 			for _, text := range outcomes {
 				if !strings.Contains(out, text) {
 					t.Errorf("no line says %q", text)
@@ -79,11 +91,30 @@ func TestRun(t *testing.T) {
 					t.Errorf("the summary has %d for %q, %d lines say so", sum[row], row, n)
 				}
 			}
+			_, end, _ := strings.Cut(out, "\nSummary after ")
+			if !regexp.MustCompile(tt.next).MatchString(end) {
+				t.Errorf("the end does not match %s", tt.next)
+			}
+			if password := passwordOf(t, args); password != "" && strings.Contains(out, password) {
+				t.Error("the password is shown")
+			}
 			if t.Failed() {
 				t.Log(out)
 			}
 		})
 	}
+}
+
+// passwordOf is the password in a URL among the arguments.
+func passwordOf(t *testing.T, args []string) string {
+	t.Helper()
+	for _, a := range args {
+		if u, err := url.Parse(a); err == nil && u.User != nil {
+			password, _ := u.User.Password()
+			return password
+		}
+	}
+	return ""
 }
 
 // What waits for its next attempt when a run is interrupted is not lost: the
@@ -237,13 +268,22 @@ func TestRun_usage(t *testing.T) {
 		{name: "rate that is no number", give: []string{"-rate", "NaN"}, want: exitUsage, wantStderr: "-rate"},
 		{name: "no port", give: []string{"-metrics", "localhost"}, want: exitFailed, wantStderr: "-metrics"},
 		{name: "server and folder", give: []string{"-server", "a", "-store", "b"}, want: exitUsage, wantStderr: "-store"},
+		{name: "open to everybody", give: []string{"-open=0.0.0.0:4222"}, want: exitUsage, wantStderr: "loopback"},
+		{name: "open to everybody by IPv6", give: []string{"-open=[::]:0"}, want: exitUsage, wantStderr: "loopback"},
+		{name: "open to others", give: []string{"-open=192.0.2.1:0"}, want: exitUsage, wantStderr: "loopback"},
+		{name: "open by name", give: []string{"-open=example.com:0"}, want: exitUsage, wantStderr: "loopback"},
+		{name: "open without a port", give: []string{"-open=127.0.0.1"}, want: exitUsage, wantStderr: "host:port"},
+		{name: "open at a wrong port", give: []string{"-open=127.0.0.1:65536"}, want: exitUsage, wantStderr: "65535"},
+		{name: "open server", give: []string{"-server", "a", "-open=127.0.0.1:0"}, want: exitUsage, wantStderr: "-server"},
 		{name: "no server there", give: []string{"-server", "nats://u:secret@127.0.0.1:1"}, want: exitFailed, wantStderr: "connect to NATS"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), patience) // -open has no end by itself
+			defer cancel()
 			var stdout, stderr bytes.Buffer
-			if got := run(t.Context(), tt.give, &stdout, &stderr); got != tt.want {
+			if got := run(ctx, tt.give, &stdout, &stderr); got != tt.want {
 				t.Errorf("exit code %d, want %d", got, tt.want)
 			}
 			if !strings.Contains(stdout.String(), tt.wantStdout) {

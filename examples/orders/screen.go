@@ -57,6 +57,9 @@ type counts struct {
 	rejected    int
 	undecodable int
 
+	resolved    int // replays of what was given up
+	failedAgain int
+
 	waiting  int  // in the stream at the end
 	answered bool // it was the server who said so
 }
@@ -155,6 +158,10 @@ func (s *screen) confirm(_ context.Context, o tracking.OrderCreatedEvent) error 
 func (s *screen) audited(r audit.Result) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if r.Replay {
+		s.replayed(r)
+		return
+	}
 	from := ""
 	if !s.created[r.Order.OrderID] {
 		s.foreign[r.Sequence] = true
@@ -185,9 +192,32 @@ func (s *screen) audited(r audit.Result) {
 			show(red, "gave up", fmt.Sprintf("after %d attempts: %v", r.Attempt, r.Err))
 		}
 	default:
-		delays := audit.Retry.Backoff
-		show(yellow, fmt.Sprintf("retry %d of %d", r.Attempt, most-1),
-			fmt.Sprintf("in %v: %v", delays[min(r.Attempt, uint64(len(delays)))-1], r.Err))
+		show(yellow, fmt.Sprintf("retry %d of %d", r.Attempt, most-1), retryDetail(r))
+	}
+}
+
+func retryDetail(r audit.Result) string {
+	delays := audit.Retry.Backoff
+	return fmt.Sprintf("in %v: %v", delays[min(r.Attempt, uint64(len(delays)))-1], r.Err)
+}
+
+// replayed shows what became of an attempt at an order that was given up before. It
+// was counted then, so the sums leave it out. s.mu is held.
+func (s *screen) replayed(r audit.Result) {
+	show := func(st style, what, detail string) { s.line("audit", r.Order.OrderID, st, what, detail) }
+	switch most := uint64(audit.Retry.MaxAttempts); { //nolint:gosec // it is 4
+	case r.Err == nil:
+		if s.settle(r.Sequence) {
+			s.count.resolved++
+			show(green, "resolved", "by a replay")
+		}
+	case mono.IsPermanent(r.Err) || r.Attempt >= most:
+		if s.settle(r.Sequence) {
+			s.count.failedAgain++
+			show(red, "failed again", fmt.Sprintf("in a replay: %v", r.Err))
+		}
+	default:
+		show(yellow, fmt.Sprintf("retry %d of %d", r.Attempt, most-1), retryDetail(r)+" (a replay)")
 	}
 }
 
@@ -199,10 +229,15 @@ func (s *screen) undecodable(msg *mono.Msg, err error) {
 	if !s.settle(seq) {
 		return
 	}
-	s.count.undecodable++
 	if d, ok := errors.AsType[*mono.DecodeError](err); ok {
 		err = d.Err // without the event's name, which is the same in every line
 	}
+	if audit.IsReplay(msg) {
+		s.count.failedAgain++
+		s.line("audit", "?", red, "failed again", fmt.Sprintf("in a replay: %v", err))
+		return
+	}
+	s.count.undecodable++
 	s.line("audit", "?", red, "not decodable", fmt.Sprintf("message %d: %v", seq, err))
 }
 
@@ -292,6 +327,10 @@ func (s *screen) summary() (waiting int, err error) {
 
 	fmt.Fprintln(s.out)
 	row(c.confirmed, cyan, "confirmations", "sent by notification, over core NATS")
+	if c.resolved+c.failedAgain > 0 {
+		row(c.resolved, green, "resolved", "by a replay of what was given up")
+		row(c.failedAgain, red, "failed again", "in a replay")
+	}
 	if c.refused > 0 {
 		row(c.refused, red, "not published", "and not counted above")
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/examples/orders/tracking"
 	"github.com/monotel/monotel/helper"
 	"github.com/monotel/monotel/mono"
@@ -29,6 +30,7 @@ type Result struct {
 	Order    tracking.OrderCreatedEvent
 	Sequence uint64 // of the order in the stream
 	Attempt  uint64 // 1 for the first
+	Replay   bool   // of an order that was given up before
 	Err      error  // nil when the order is written
 }
 
@@ -94,7 +96,11 @@ func (m *Module) handleOrders(_ context.Context, orders []tracking.OrderCreatedE
 			continue
 		}
 		meta := msg.Metadata()
-		m.report(Result{Order: order, Sequence: meta.Sequence.Stream, Attempt: meta.NumDelivered, Err: writeErr})
+		m.report(Result{Order: order, Sequence: meta.Sequence.Stream, Attempt: meta.NumDelivered, Replay: IsReplay(msg), Err: writeErr})
 	}
 	return unsettled
 }
+
+// IsReplay reports whether a message was given up before, and somebody has it
+// handled again.
+func IsReplay(msg *mono.Msg) bool { return msg.Header.Get(dlq.HeaderReplayOf) != "" }
