@@ -83,6 +83,11 @@ func (r *run) openDeadLetters(ctx context.Context) error {
 	return nil
 }
 
+// isPaused reports whether nobody is to try to store anything for now.
+func (d *deadLetters) isPaused() bool { return int64(time.Since(epoch)) < d.paused.Load() }
+
+func (d *deadLetters) pause() { d.paused.Store(int64(time.Since(epoch) + capturePause)) }
+
 type captureKey struct{}
 
 // bridgeConfig has the captures of others' dead letters traced and counted.
@@ -111,18 +116,27 @@ func (r *run) bridgeConfig(stream string) dlq.BridgeConfig {
 	}
 }
 
-// A verdict is why a message is to be dead-lettered.
+// A verdict is why a message is to be dead-lettered, or that it is not.
 type verdict struct {
-	reason dlq.Reason
-	text   string
-	cause  error // nil: a term, or no handler was there to say
+	reason   dlq.Reason
+	text     string
+	cause    error // nil: a term, or no handler was there to say
+	resolved bool  // a replay that was handled: it is to be acked
+}
+
+// settlement is what follows from the verdict, without a handler.
+func (v *verdict) settlement() settlement {
+	if v.resolved {
+		return settlement{kind: settleAck}
+	}
+	return settlement{kind: settleDead, verdict: *v}
 }
 
 // A past is what this process knows of a message from before.
 type past struct {
 	stored      time.Time // of the message: sequences may begin anew
 	firstFailed time.Time
-	verdict     *verdict // it is dead and not captured yet
+	verdict     *verdict // it is dead and not captured yet, or its outcome is not stored
 	tries       int      // to capture it
 	left        bool     // its handler returned nil and left it
 }
@@ -180,8 +194,9 @@ func (p *pasts) failed(m *Msg) {
 }
 
 // sift settles the messages of a batch that no handler is to see any more, and
-// returns the others: those that wait for their capture, and those whose every
-// attempt ended without an outcome, as when the handler brings the process down.
+// returns the others: those that wait for their capture or for the outcome of a
+// replay to be stored, and those whose every attempt ended without an outcome, as
+// when the handler brings the process down.
 func (c *streamConsumer) sift(batch []*Msg) []*Msg {
 	if c.rt.dead == nil || !slices.ContainsFunc(batch, func(m *Msg) bool { return m.meta.NumDelivered > 1 }) {
 		return batch
@@ -193,7 +208,7 @@ func (c *streamConsumer) sift(batch []*Msg) []*Msg {
 			rest = append(rest, m)
 			continue
 		}
-		_ = c.finish(m, settlement{kind: settleDead, verdict: *v})
+		_ = c.finish(m, v.settlement())
 	}
 	return rest
 }
@@ -208,8 +223,8 @@ func (c *streamConsumer) condemned(m *Msg) *verdict {
 		return known.verdict
 	}
 	if m.meta.NumDelivered <= crashReserve || !c.retry.last(m.meta.NumDelivered-crashReserve) {
-		if known == nil && c.isCaptured(m) {
-			return &verdict{reason: dlq.ReasonTerminated, text: "captured before, and not terminated then"}
+		if known == nil {
+			return c.before(m)
 		}
 		return nil
 	}
@@ -223,30 +238,46 @@ func (c *streamConsumer) condemned(m *Msg) *verdict {
 	}
 }
 
-// isCaptured reports whether another process, or this one before it was started
-// again, has captured the message and ended before the term. A handler that
-// succeeds with it now would leave a dead letter of what was handled. Where that
-// cannot be found out the handler gets it.
-func (c *streamConsumer) isCaptured(m *Msg) bool {
+// before returns the verdict of another process, or of this one before it was
+// started again, that has captured the message, or stored the outcome of a replay,
+// and ended before the settlement. A handler that succeeds with it now would leave
+// a dead letter of what was handled, or handle twice what was. Where that cannot be
+// found out the handler gets it.
+func (c *streamConsumer) before(m *Msg) *verdict {
 	const limit = time.Second
 	dead := c.rt.dead
-	if int64(time.Since(epoch)) < dead.paused.Load() {
-		return false
+	if dead.isPaused() {
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.work), limit)
 	defer cancel()
+	if m.replay != nil {
+		switch outcome, err := dead.store.Settled(ctx, *m.replay); {
+		case err != nil:
+			dead.pause()
+			return nil
+		case outcome == dlq.ChangeResolved:
+			return &verdict{resolved: true}
+		case outcome == dlq.ChangeFailedAgain:
+			return &verdict{reason: dlq.ReasonTerminated, text: "failed again before, and not terminated then"}
+		}
+	}
 	holds, err := dead.store.Holds(ctx, &dlq.Record{
 		ID:     dlq.ID(c.info.Stream, *c.created.Load(), c.info.Durable, m.meta.Sequence.Stream),
 		Stream: c.info.Stream, Consumer: c.info.Durable, Stored: m.meta.Timestamp,
 	})
 	if err != nil {
-		dead.paused.Store(int64(time.Since(epoch) + capturePause))
+		dead.pause()
 	}
-	return holds
+	if !holds {
+		return nil
+	}
+	return &verdict{reason: dlq.ReasonTerminated, text: "captured before, and not terminated then"}
 }
 
-// deadLetter gives up on a message: it is captured, and only then terminated.
-// When it cannot be captured it is held, and comes again.
+// deadLetter gives up on a message: it is captured, or the dead letter that it is a
+// replay of has failed again, and only then it is terminated. When that cannot be
+// stored it is held, and comes again.
 func (c *streamConsumer) deadLetter(m *Msg, v verdict) error {
 	line := string(v.reason)
 	if text := oneLine(v.text); text != "" {
@@ -264,7 +295,12 @@ func (c *streamConsumer) deadLetter(m *Msg, v verdict) error {
 	// a message from its capture.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.work), captureTimeout)
 	defer cancel()
-	id, err := c.capture(ctx, m, v)
+	done := "replayed message failed again"
+	id, err := c.failedAgain(ctx, m, v)
+	if id == "" && err == nil {
+		done = "message dead-lettered"
+		id, err = c.capture(ctx, m, v)
+	}
 	if err != nil {
 		return c.hold(m, v, err)
 	}
@@ -274,7 +310,7 @@ func (c *streamConsumer) deadLetter(m *Msg, v verdict) error {
 		return err
 	}
 	c.pasts.forget(m)
-	c.report(slog.LevelError, "message dead-lettered", m, v.cause, slog.String("reason", line), slog.String("dead_letter", id))
+	c.report(slog.LevelError, done, m, v.cause, slog.String("reason", line), slog.String("dead_letter", id))
 	return nil
 }
 
@@ -285,7 +321,7 @@ func (c *streamConsumer) capture(ctx context.Context, m *Msg, v verdict) (id str
 	op := c.tel.Capture(ctx, &m.tel, &msg, dead.stream, string(v.reason))
 	captured := false
 	defer func() { op.End(captured, err) }()
-	if until := dead.paused.Load(); int64(time.Since(epoch)) < until {
+	if dead.isPaused() {
 		return "", errCapturePaused
 	}
 	store := func() (*dlq.Record, error) {
@@ -301,7 +337,7 @@ func (c *streamConsumer) capture(ctx context.Context, m *Msg, v verdict) (id str
 		r, err = store()
 	}
 	if err != nil {
-		dead.paused.Store(int64(time.Since(epoch) + capturePause))
+		dead.pause()
 		return "", err
 	}
 	return r.ID, nil
@@ -331,7 +367,7 @@ func (c *streamConsumer) record(m *Msg, v verdict) *dlq.Record {
 	r := &dlq.Record{
 		ID:     dlq.ID(c.info.Stream, *c.created.Load(), c.info.Durable, m.meta.Sequence.Stream),
 		Reason: v.reason, ReasonText: v.text,
-		Subject: m.Subject, Header: cloneHeader(m.Header), Data: slices.Clone(m.Data),
+		Subject: m.Subject, Header: c.ownHeader(m), Data: slices.Clone(m.Data),
 		Event:  c.info.Event.String(),
 		Stream: c.info.Stream, StreamCreated: *c.created.Load(), StreamSequence: m.meta.Sequence.Stream,
 		Consumer: c.info.Durable, ConsumerSequence: m.meta.Sequence.Consumer,
@@ -380,8 +416,9 @@ func unwrapped(err error) (all []error) {
 	return all
 }
 
-// hold hands a message back that could not be captured. This process remembers
-// the verdict, so that no handler sees the message again.
+// hold hands a message back that could not be captured, or whose outcome could not
+// be stored. This process remembers the verdict, so that no handler sees the
+// message again.
 func (c *streamConsumer) hold(m *Msg, v verdict, err error) error {
 	var tries int
 	c.pasts.note(m, func(k *past) {
@@ -392,8 +429,15 @@ func (c *streamConsumer) hold(m *Msg, v verdict, err error) error {
 	const doublings = 6
 	delay := min(leastHold<<min(tries-1, doublings), mostHold)
 	delay += rand.N(delay / 4) //nolint:gosec,mnd // so that they do not all come back at once
-	c.report(slog.LevelError, "dead letter not captured, the message is held and comes again", m, err,
-		slog.String("reason", string(v.reason)), slog.Duration("delay", delay))
+	text, attrs := "dead letter not captured, the message is held and comes again", []slog.Attr{slog.Duration("delay", delay)}
+	if m.replay != nil {
+		text = "outcome of a replay not stored, the message is held and comes again"
+		attrs = append(attrs, slog.String("dead_letter", m.replay.ID))
+	}
+	if !v.resolved {
+		attrs = append(attrs, slog.String("reason", string(v.reason)))
+	}
+	c.report(slog.LevelError, text, m, err, attrs...)
 	return c.nak(m, delay, v.cause)
 }
 

@@ -66,6 +66,7 @@ type delivery struct {
 	consumer *streamConsumer
 	reply    string // where settlements go
 	meta     Metadata
+	replay   *dlq.Replay // nil: it is no replay
 	tel      messaging.Delivery
 	touched  atomic.Int64 // when the server last heard of it, since epoch
 	lapsed   atomic.Bool  // its lease had ended once, before it was extended
@@ -117,7 +118,8 @@ func (m *Msg) Metadata() Metadata {
 }
 
 // Ack says that the message is done with. It is sent at once and not waited
-// for.
+// for. Of a dead letter that is replayed the outcome is stored before, which takes
+// round trips; when it cannot be, the message is held, and acked when it can.
 func (m *Msg) Ack() error { return m.settle(settlement{kind: settleAck}) }
 
 // Nak asks for another delivery: at once after the first delivery, and after

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -191,6 +192,9 @@ func (r *run) change(ctx context.Context, c streamChange) error {
 // existing one up to date, which its position survives.
 func (r *run) provisionConsumer(ctx context.Context, stream jetstream.Stream, reg *streamRegistration) error {
 	want := reg.serverConfig()
+	if covers(stream.CachedInfo().Config.Subjects, reg.replaySubjects()) { // somebody has replayed
+		want.FilterSubject, want.FilterSubjects = "", []string{reg.info.Event.Subject, reg.replaySubjects()}
+	}
 	cons, err := stream.Consumer(ctx, want.Durable)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		_, err = stream.CreateConsumer(ctx, want)
@@ -203,13 +207,20 @@ func (r *run) provisionConsumer(ctx context.Context, stream jetstream.Stream, re
 		return err
 	}
 	have := cons.CachedInfo().Config
-	if have.FilterSubject != want.FilterSubject {
+	filters := filtersOf(have)
+	replayed := slices.Contains(filters, reg.replaySubjects())
+	if own := without(filters, reg.replaySubjects()); !slices.Equal(own, []string{reg.info.Event.Subject}) {
 		return fmt.Errorf("%w: it exists with filter subject %q, not %q; set Consumer.Durable to another name, or delete it to lose its position",
-			ErrStreamConflict, have.FilterSubject, want.FilterSubject)
+			ErrStreamConflict, strings.Join(filters, ", "), reg.info.Event.Subject)
 	}
 	if have.AckPolicy != want.AckPolicy {
 		return fmt.Errorf("%w: it exists with ack policy %v, and each message must be acked by itself; set Consumer.Durable to another name",
 			ErrStreamConflict, have.AckPolicy)
+	}
+	if replayed {
+		want.FilterSubject, want.FilterSubjects = "", have.FilterSubjects
+	} else if len(want.FilterSubjects) > 0 {
+		have.FilterSubject = ""
 	}
 	merged, changed := mergeConsumer(have, want)
 	if !changed {
@@ -220,6 +231,15 @@ func (r *run) provisionConsumer(ctx context.Context, stream jetstream.Stream, re
 	}
 	r.log.LogAttrs(r.base, slog.LevelInfo, "consumer changed", consumerAttrs(reg.info)...)
 	return nil
+}
+
+// filtersOf lists the subjects that a consumer filters, which the server writes in
+// one of two ways.
+func filtersOf(c ConsumerConfig) []string {
+	if c.FilterSubject != "" {
+		return []string{c.FilterSubject}
+	}
+	return c.FilterSubjects
 }
 
 // mergeConsumer puts what is asked for over what exists. Fields left at zero that

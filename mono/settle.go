@@ -50,10 +50,7 @@ func (c *streamConsumer) settle(m *Msg, s settlement) error {
 	attempt := m.meta.NumDelivered
 	switch s.kind {
 	case settleAck:
-		if attempt > 1 && c.rt.dead != nil {
-			c.pasts.forget(m)
-		}
-		return c.send(m, messaging.Ack, wireAck, nil)
+		return c.ack(m)
 	case settleNak:
 		if c.retry.last(attempt) {
 			return c.deadLetter(m, nakOnLast)
@@ -75,6 +72,20 @@ func (c *streamConsumer) settle(m *Msg, s settlement) error {
 	panic("unreachable: unknown settlement")
 }
 
+func (c *streamConsumer) ack(m *Msg) error {
+	if c.rt.dead != nil {
+		if m.replay != nil {
+			if err := c.resolve(m); err != nil {
+				return c.hold(m, verdict{resolved: true}, err)
+			}
+		}
+		if m.meta.NumDelivered > 1 {
+			c.pasts.forget(m)
+		}
+	}
+	return c.send(m, messaging.Ack, wireAck, nil)
+}
+
 // settleError follows a handler's error, which is an instruction.
 func (c *streamConsumer) settleError(m *Msg, err error) error {
 	attempt := m.meta.NumDelivered
@@ -88,13 +99,13 @@ func (c *streamConsumer) settleError(m *Msg, err error) error {
 	_, panicked := errors.AsType[*PanicError](err)
 	switch {
 	case undecodable:
-		return c.deadLetter(m, verdict{dlq.ReasonUndecodable, err.Error(), err})
+		return c.deadLetter(m, verdict{reason: dlq.ReasonUndecodable, text: err.Error(), cause: err})
 	case IsPermanent(err):
-		return c.deadLetter(m, verdict{dlq.ReasonPermanentError, err.Error(), err})
+		return c.deadLetter(m, verdict{reason: dlq.ReasonPermanentError, text: err.Error(), cause: err})
 	case c.retry.last(attempt) && panicked:
-		return c.deadLetter(m, verdict{dlq.ReasonPanic, err.Error(), err})
+		return c.deadLetter(m, verdict{reason: dlq.ReasonPanic, text: err.Error(), cause: err})
 	case c.retry.last(attempt):
-		return c.deadLetter(m, verdict{dlq.ReasonAttemptsExhausted, err.Error(), err})
+		return c.deadLetter(m, verdict{reason: dlq.ReasonAttemptsExhausted, text: err.Error(), cause: err})
 	}
 	delay := c.retry.delay(attempt)
 	if after, ok := errors.AsType[*retryAfterError](err); ok {

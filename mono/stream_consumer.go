@@ -349,6 +349,7 @@ func (*streamConsumer) message(m *Msg) messaging.Message {
 		Subject: m.Subject, Header: m.Header, Size: len(m.Data),
 		Stored: m.meta.Timestamp, Attempt: m.meta.NumDelivered,
 		StreamSequence: m.meta.Sequence.Stream, ConsumerSequence: m.meta.Sequence.Consumer,
+		Links: m.links(),
 	}
 }
 
@@ -500,5 +501,8 @@ func (c *streamConsumer) toMsg(nm *nats.Msg) (*Msg, bool) {
 		del: delivery{consumer: c, reply: nm.Reply},
 	}
 	both.msg.delivery = &both.del
+	if nm.Subject != c.info.Event.Subject {
+		c.unwrap(&both.msg)
+	}
 	return &both.msg, parseAckReply(nm.Reply, &both.del.meta)
 }

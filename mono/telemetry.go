@@ -131,7 +131,7 @@ func (c *streamConsumer) poll(ctx context.Context) {
 		Pending: info.NumPending, AckPending: info.NumAckPending, Limit: info.Config.MaxAckPending, Waiting: info.NumWaiting,
 	}
 	if s.Pending > 0 || s.AckPending > 0 {
-		s.Oldest, err = c.oldest(ctx, info.AckFloor.Stream+1)
+		s.Oldest, err = c.oldest(ctx, filtersOf(info.Config), info.AckFloor.Stream+1)
 		// It may have been acked and be gone meanwhile, which is no reason not to
 		// know the rest.
 		s.NoOldest = err != nil && !errors.Is(err, jetstream.ErrMsgNotFound)
@@ -141,14 +141,22 @@ func (c *streamConsumer) poll(ctx context.Context) {
 
 // oldest tells when the first message of the consumer was stored, from a sequence
 // on.
-func (c *streamConsumer) oldest(ctx context.Context, from uint64) (time.Time, error) {
+func (c *streamConsumer) oldest(ctx context.Context, subjects []string, from uint64) (oldest time.Time, err error) {
 	stream, err := c.rt.js.Stream(ctx, c.info.Stream)
 	if err != nil {
 		return time.Time{}, err
 	}
-	m, err := stream.GetMsg(ctx, from, jetstream.WithGetMsgSubject(c.info.Event.Subject))
-	if err != nil {
-		return time.Time{}, err
+	for _, subject := range subjects {
+		m, getErr := stream.GetMsg(ctx, from, jetstream.WithGetMsgSubject(subject))
+		switch {
+		case getErr != nil:
+			err = getErr
+		case oldest.IsZero() || m.Time.Before(oldest):
+			oldest = m.Time
+		}
 	}
-	return m.Time, nil
+	if !oldest.IsZero() {
+		err = nil // there are replays and no events, or the other way round
+	}
+	return oldest, err
 }

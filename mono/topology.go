@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/dlq"
 )
 
 // Names on the wire.
@@ -437,12 +439,13 @@ func (p *planner) newOwner(subject string, streams []string) string {
 }
 
 // addSpareSubjects gives a second subject, which nobody uses, to each stream that
-// has sources and one subject. A consumer of a stream's only subject counts for
-// the server as one of all its messages, so that a message from a source would
-// wait for that consumer's ack, and never leave a work queue.
+// has sources and one subject, beside those for replays. A consumer of a stream's
+// only subject counts for the server as one of all its messages, so that a message
+// from a source would wait for that consumer's ack, and never leave a work queue.
 func (p *planner) addSpareSubjects() {
 	for name, cfg := range p.final {
-		if cfg.Retention != LimitsPolicy && len(cfg.Sources) > 0 && len(cfg.Subjects) == 1 {
+		own := slices.DeleteFunc(slices.Clone(cfg.Subjects), dlq.IsReplaySubject)
+		if cfg.Retention != LimitsPolicy && len(cfg.Sources) > 0 && len(own) == 1 {
 			cfg.Subjects = union(cfg.Subjects, []string{spareSubjectPrefix + name})
 			p.final[name] = cfg
 		}

@@ -1,8 +1,12 @@
 package triage
 
 import (
+	"maps"
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/monotel/monotel/dlq"
 )
 
 // MarkStarted makes an operation what it is after its process was killed.
@@ -15,4 +19,16 @@ func MarkStarted(t *testing.T, d *Desk, id string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Variables lists what a query may look at.
+func Variables() []string { return slices.Sorted(maps.Keys(variables)) }
+
+// GroupAll groups the same entry n times.
+func GroupAll(fingerprint func(*dlq.Entry) string, n int, e *dlq.Entry) []Group {
+	g := newGrouper(fingerprint)
+	for range n {
+		g.add(e)
+	}
+	return g.result()
 }

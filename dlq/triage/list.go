@@ -144,7 +144,7 @@ func (d *Desk) wanted(sel *Selection, e *dlq.Entry) bool {
 	if sel.Where == nil {
 		return true
 	}
-	ok, err := sel.Where.Match(e)
+	ok, err := sel.Where.match(e, d.cfg.Fingerprint)
 	return err == nil && ok
 }
 

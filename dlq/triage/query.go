@@ -1,18 +1,296 @@
 package triage
 
-import "github.com/monotel/monotel/dlq"
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
 
-// A Query is a condition on dead letters, written in CEL.
-type Query struct{ text string }
+	"cel.dev/cel-go/cel"
+	"github.com/nats-io/nats.go"
+	"golang.org/x/text/width"
 
-// Compile reads a query.
-func Compile(text string) (*Query, error) { return &Query{text: text}, nil }
+	"github.com/monotel/monotel/dlq"
+)
+
+// The bounds of a query. Evaluating one costs as much as it may look at: a few
+// hundred for what a person would write, and much more for a loop in a loop over a
+// hostile payload.
+const (
+	longestQuery = 4096
+	deepestQuery = 64
+	queryCost    = 1_000_000
+)
+
+// A Query is a condition on dead letters, written in CEL, the Common Expression
+// Language. docs/queries.md has the variables. It is safe for concurrent use.
+type Query struct {
+	text    string
+	program cel.Program
+	payload bool
+}
+
+// A QueryError says what is wrong with a query, and where.
+type QueryError struct {
+	Text    string // the query
+	Line    int    // from 1
+	Column  int    // from 0, in characters
+	Message string
+}
+
+// Error shows the line with a caret under the place.
+func (e *QueryError) Error() string {
+	lines := strings.Split(e.Text, "\n")
+	if e.Line < 1 || e.Line > len(lines) {
+		return "query: " + e.Message
+	}
+	line := lines[e.Line-1]
+	var under strings.Builder
+	column := 0
+	for _, r := range line {
+		if column == e.Column {
+			break
+		}
+		column++
+		switch kind := width.LookupRune(r).Kind(); {
+		case r == '\t':
+			under.WriteByte('\t')
+		case kind == width.EastAsianWide || kind == width.EastAsianFullwidth:
+			under.WriteString("  ")
+		default:
+			under.WriteByte(' ')
+		}
+	}
+	return fmt.Sprintf("query: %s\n%s\n%s^", e.Message, line, under.String())
+}
+
+// Is reports whether target is [ErrInvalid].
+func (e *QueryError) Is(target error) bool { return target == ErrInvalid }
+
+// A variable of a query.
+type variable struct {
+	kind  *cel.Type
+	value func(a *activation) any
+}
+
+// variables are what a query may look at. What is not known is empty, 0, or the
+// beginning of time.
+var variables = map[string]variable{
+	"id":              {cel.StringType, func(a *activation) any { return a.e.ID }},
+	"state":           {cel.StringType, func(a *activation) any { return string(a.e.State) }},
+	"reason":          {cel.StringType, func(a *activation) any { return string(a.e.Failure.Reason) }},
+	"reason_text":     {cel.StringType, func(a *activation) any { return a.e.Failure.ReasonText }},
+	"subject":         {cel.StringType, func(a *activation) any { return a.e.Subject }},
+	"event":           {cel.StringType, func(a *activation) any { return a.e.Event }},
+	"stream":          {cel.StringType, func(a *activation) any { return a.e.Stream }},
+	"consumer":        {cel.StringType, func(a *activation) any { return a.e.Consumer }},
+	"module":          {cel.StringType, func(a *activation) any { return a.e.Module }},
+	"app":             {cel.StringType, func(a *activation) any { return a.e.App }},
+	"app_version":     {cel.StringType, func(a *activation) any { return a.e.AppVersion }},
+	"host":            {cel.StringType, func(a *activation) any { return a.e.Host }},
+	"error":           {cel.StringType, func(a *activation) any { return a.e.Failure.Error }},
+	"error_type":      {cel.StringType, func(a *activation) any { return a.e.Failure.ErrorType }},
+	"error_types":     {cel.ListType(cel.StringType), func(a *activation) any { return a.e.Failure.ErrorTypes }},
+	"stack":           {cel.StringType, func(a *activation) any { return strings.Join(a.e.Failure.Stack, "\n") }},
+	"traceparent":     {cel.StringType, func(a *activation) any { return a.e.Failure.Traceparent }},
+	"headers":         {cel.MapType(cel.StringType, cel.StringType), func(a *activation) any { return firstValues(a.e.Header) }},
+	"payload":         {cel.DynType, func(a *activation) any { return a.payload() }},
+	"size":            {cel.IntType, func(a *activation) any { return int64(a.e.BodySize) }},
+	"deliveries":      {cel.IntType, func(a *activation) any { return clamped(a.e.Deliveries) }},
+	"stream_sequence": {cel.IntType, func(a *activation) any { return clamped(a.e.StreamSequence) }},
+	"sequence":        {cel.IntType, func(a *activation) any { return clamped(a.e.Sequence) }},
+	"replays":         {cel.IntType, func(a *activation) any { return int64(a.e.Replays) }},
+	"failures":        {cel.IntType, func(a *activation) any { return int64(a.e.Failures) }},
+	"revision":        {cel.IntType, func(a *activation) any { return int64(a.e.Revision) }},
+	"stored":          {cel.TimestampType, func(a *activation) any { return a.e.Stored }},
+	"first_failed":    {cel.TimestampType, func(a *activation) any { return a.e.FirstFailed }},
+	"failed":          {cel.TimestampType, func(a *activation) any { return a.e.Failure.Failed }},
+	"changed":         {cel.TimestampType, func(a *activation) any { return a.e.Changed }},
+	"age":             {cel.DurationType, func(a *activation) any { return time.Since(a.e.Failure.Failed) }},
+	"actor":           {cel.StringType, func(a *activation) any { return a.e.Actor }},
+	"operation":       {cel.StringType, func(a *activation) any { return a.e.Operation }},
+	"group":           {cel.StringType, func(a *activation) any { return a.fingerprint(a.e) }},
+}
+
+// clamped fits a number into CEL's.
+func clamped(n uint64) int64 { return int64(min(n, math.MaxInt64)) } //nolint:gosec // it fits
+
+// firstValues is the first value of each header, by its key in small letters.
+func firstValues(h nats.Header) map[string]string {
+	values := make(map[string]string, len(h))
+	for k, vs := range h {
+		if k = strings.ToLower(k); len(vs) > 0 && values[k] == "" {
+			values[k] = vs[0]
+		}
+	}
+	return values
+}
+
+// An activation gives a program the values that it asks for, and makes no others.
+type activation struct {
+	e           *dlq.Entry
+	fingerprint func(*dlq.Entry) string
+}
+
+// ResolveName returns the value of a variable.
+func (a *activation) ResolveName(name string) (any, bool) {
+	v, ok := variables[name]
+	if !ok {
+		return nil, false
+	}
+	return v.value(a), true
+}
+
+// Parent returns nil: there are no other variables.
+func (*activation) Parent() cel.Activation { return nil }
+
+// payload is the decoded payload: what JSON says, or else the text.
+func (a *activation) payload() any {
+	dec := json.NewDecoder(bytes.NewReader(a.e.Data))
+	dec.UseNumber()
+	var v any
+	if err := dec.Decode(&v); err != nil || dec.More() {
+		return strings.ToValidUTF8(string(a.e.Data), "�")
+	}
+	return numbers(v)
+}
+
+// numbers makes whole numbers whole, so that large IDs keep their digits.
+func numbers(v any) any {
+	switch v := v.(type) {
+	case json.Number:
+		if n, err := v.Int64(); err == nil {
+			return n
+		}
+		f, err := v.Float64()
+		if err != nil {
+			return v.String()
+		}
+		return f
+	case map[string]any:
+		for k, x := range v {
+			v[k] = numbers(x)
+		}
+	case []any:
+		for i, x := range v {
+			v[i] = numbers(x)
+		}
+	}
+	return v
+}
+
+var environment = sync.OnceValues(func() (*cel.Env, error) {
+	opts := []cel.EnvOption{
+		cel.CrossTypeNumericComparisons(true), cel.ParserRecursionLimit(deepestQuery), cel.ParserExpressionSizeLimit(longestQuery),
+	}
+	for name, v := range variables {
+		opts = append(opts, cel.Variable(name, v.kind))
+	}
+	return cel.NewEnv(opts...)
+})
+
+// Compile reads a query. What is wrong with it is a [QueryError].
+func Compile(text string) (*Query, error) {
+	if len(text) > longestQuery {
+		return nil, fmt.Errorf("query: %w: it has %d bytes, and may have %d", ErrInvalid, len(text), longestQuery)
+	}
+	if !utf8.ValidString(text) {
+		return nil, fmt.Errorf("query: %w: it is not UTF-8", ErrInvalid)
+	}
+	if strings.TrimSpace(text) == "" {
+		return nil, &QueryError{Text: text, Line: 1, Message: "it is empty; want a condition such as reason == \"panic\""}
+	}
+	env, err := environment()
+	if err != nil {
+		return nil, fmt.Errorf("query: %w", err)
+	}
+	ast, issues := env.Compile(text)
+	if issues != nil && len(issues.Errors()) > 0 {
+		first := issues.Errors()[0]
+		return nil, &QueryError{Text: text, Line: first.Location.Line(), Column: first.Location.Column(), Message: helpful(first.Message)}
+	}
+	if err := issues.Err(); err != nil {
+		return nil, fmt.Errorf("query: %w: %w", ErrInvalid, err)
+	}
+	if out := ast.OutputType(); !out.IsExactType(cel.BoolType) && !out.IsExactType(cel.DynType) {
+		return nil, &QueryError{Text: text, Line: 1, Message: fmt.Sprintf("it is a %s; want a condition, such as %s == …", out, strings.TrimSpace(firstLine(text)))}
+	}
+	program, err := env.Program(ast, cel.EvalOptions(cel.OptOptimize), cel.CostLimit(queryCost))
+	if err != nil {
+		return nil, fmt.Errorf("query: %w: %w", ErrInvalid, err)
+	}
+	q := &Query{text: text, program: program}
+	for _, ref := range ast.NativeRep().ReferenceMap() {
+		q.payload = q.payload || ref.Name == "payload"
+	}
+	return q, nil
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+// helpful adds to a message what is near an unknown name.
+func helpful(message string) string {
+	_, rest, ok := strings.Cut(message, "undeclared reference to '")
+	if !ok {
+		return message
+	}
+	name, _, _ := strings.Cut(rest, "'")
+	names := make([]string, 0, len(variables))
+	for known := range variables {
+		names = append(names, known)
+	}
+	slices.Sort(names)
+	text := fmt.Sprintf("there is no %q", name)
+	if like := nearNames(names, name); len(like) > 0 {
+		return text + "; did you mean " + strings.Join(like, " or ") + "?"
+	}
+	return text + "; there are " + strings.Join(names, ", ")
+}
+
+// nearNames returns the names that differ from one in a few letters.
+func nearNames(names []string, name string) []string {
+	const farthest = 2
+	var found []string
+	for _, known := range names {
+		if distance(name, known, farthest) <= farthest && len(name) > farthest {
+			found = append(found, known)
+		}
+	}
+	return found
+}
 
 // Text is what was compiled.
 func (q *Query) Text() string { return q.text }
 
-// UsesPayload reports whether the query looks at the payload or the original headers' object.
-func (q *Query) UsesPayload() bool { return false }
+// UsesPayload reports whether the query looks at the payload, which then has to
+// be read.
+func (q *Query) UsesPayload() bool { return q.payload }
 
-// Match reports whether the query is true for an entry.
-func (q *Query) Match(e *dlq.Entry) (bool, error) { return true, nil }
+// errNotBool reports a query whose value is no condition after all.
+var errNotBool = errors.New("the query's value is neither true nor false")
+
+// Match reports whether the query is true for an entry. Where it cannot be told,
+// as when the payload lacks a field or has text for a number, it is false, and the
+// error says why: for a list that is no error.
+func (q *Query) Match(e *dlq.Entry) (bool, error) { return q.match(e, Fingerprint) }
+
+func (q *Query) match(e *dlq.Entry, fingerprint func(*dlq.Entry) string) (bool, error) {
+	value, _, err := q.program.Eval(&activation{e, fingerprint})
+	if err != nil {
+		return false, fmt.Errorf("query: %w", err)
+	}
+	ok, isBool := value.Value().(bool)
+	if !isBool {
+		return false, fmt.Errorf("query: %w", errNotBool)
+	}
+	return ok, nil
+}

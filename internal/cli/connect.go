@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/telemetry/messaging"
 )
 
 // A connection is what the flags say of it.
@@ -374,7 +375,12 @@ func (c *cli) withDesk(ctx context.Context, f func(ctx context.Context, desk *tr
 		return err
 	}
 	defer l.nc.Close()
-	desk, err := c.open(ctx, l)
+	tel, stop, err := c.telemetry(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	desk, err := c.open(ctx, l, tel)
 	if err != nil {
 		return err
 	}
@@ -383,12 +389,12 @@ func (c *cli) withDesk(ctx context.Context, f func(ctx context.Context, desk *tr
 	return l.explain(f(watched, desk))
 }
 
-func (c *cli) open(ctx context.Context, l *link) (*triage.Desk, error) {
+func (c *cli) open(ctx context.Context, l *link, tel *messaging.Telemetry) (*triage.Desk, error) {
 	watched, done := l.watch(ctx)
 	defer done()
 	bounded, cancel := context.WithTimeout(watched, c.conn.timeout)
 	defer cancel()
-	desk, err := triage.Open(bounded, l.nc, triage.Config{Stream: c.conn.stream})
+	desk, err := triage.Open(bounded, l.nc, triage.Config{Stream: c.conn.stream, Telemetry: tel})
 	switch {
 	case err == nil:
 		return desk, nil

@@ -66,6 +66,7 @@ type Consumer struct {
 	contexts                                        [contextStates]count
 	settled, notSettled                             [settlements]count
 	extended, notExtended, captureFailures          count
+	resolved, failedAgain                           count                             // replays
 	captured                                        atomic.Pointer[map[string]*count] // by reason
 
 	own         *[]metric.RecordOption // of our histograms
@@ -159,6 +160,10 @@ type Message struct {
 
 	// Of a consumer that is not the App's: where it consumes, and as who.
 	Stream, Consumer string
+
+	// Of a replay: the traceparents of the dead letter and of its origin, in any
+	// number of values, with spaces between them. More than two are not linked to.
+	Links []string
 }
 
 // A Delivery is one message in the hands of a handler. It is meant to be part of
@@ -206,7 +211,8 @@ func (c *Consumer) Start(ctx context.Context, d *Delivery, m *Message, now time.
 		return out
 	}
 	opts := c.spanStart
-	if m.Attempt > 1 || state == stateLinked {
+	linked := m.Attempt > 1 || state == stateLinked || len(m.Links) > 0
+	if linked {
 		opts = c.startOptions(m, sc)
 	}
 	started, span := tracer.Start(parent, c.spanName, opts...)
@@ -216,7 +222,7 @@ func (c *Consumer) Start(ctx context.Context, d *Delivery, m *Message, now time.
 	d.ctx, d.span, out = started, span, started
 	if span.IsRecording() {
 		c.describe(d, m)
-		if state == stateContinued && m.Attempt > 0 {
+		if state == stateContinued && m.Attempt > 0 && !linked {
 			span.AddLink(trace.Link{SpanContext: sc})
 		}
 	}
@@ -232,11 +238,11 @@ func (c *Consumer) queued(d *Delivery, m *Message) {
 }
 
 // startOptions are those of a span that begins a trace although there was one
-// before. A sampler sees its links.
+// before, or of a replay. A sampler sees its links.
 func (c *Consumer) startOptions(m *Message, sc trace.SpanContext) []trace.SpanStartOption {
 	const more = 3
 	opts := append(make([]trace.SpanStartOption, 0, len(c.spanStart)+more), c.spanStart...)
-	links := make([]trace.Link, 0, 2) //nolint:mnd // the publish, and the attempt before
+	links := make([]trace.Link, 0, 2+maxReplayLinks) //nolint:mnd // the publish, and the attempt before
 	if sc.IsValid() {
 		links = append(links, trace.Link{SpanContext: sc})
 	}
@@ -246,6 +252,7 @@ func (c *Consumer) startOptions(m *Message, sc trace.SpanContext) []trace.SpanSt
 			links = append(links, trace.Link{SpanContext: last})
 		}
 	}
+	links = append(links, replayLinks(m.Links)...)
 	if len(links) > 0 {
 		opts = append(opts, trace.WithLinks(links...))
 	}

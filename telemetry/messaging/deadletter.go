@@ -23,7 +23,7 @@ type Capture struct {
 }
 
 // CaptureDeadLetters has the consumer report captures for these reasons, from the
-// start, and failures. Call it before the first message.
+// start, failures, and the outcomes of replays. Call it before the first message.
 func (c *Consumer) CaptureDeadLetters(reasons []string) {
 	template, group := keyTemplate.String(c.route.Template), keyConsumerGroup.String(clean(c.route.Group, maxAttribute))
 	captured := make(map[string]*count, len(reasons))
@@ -32,6 +32,8 @@ func (c *Consumer) CaptureDeadLetters(reasons []string) {
 		captured[r].init(template, group, keyMetricReason.String(r))
 	}
 	c.captureFailures.init(template, group)
+	c.resolved.init(template, group, keyMetricOutcome.String(outcomeResolved))
+	c.failedAgain.init(template, group, keyMetricOutcome.String(outcomeFailedAgain))
 	c.captured.Store(&captured)
 }
 
@@ -44,6 +46,9 @@ func (c *Consumer) observeCaptures(o metric.Observer) {
 		n.observe(o, c.t.instruments.captured, true)
 	}
 	c.captureFailures.observe(o, c.t.instruments.captureFailures, true)
+	durable := c.route.Stream != ""
+	c.resolved.observe(o, c.t.instruments.replayed, durable)
+	c.failedAgain.observe(o, c.t.instruments.replayed, durable)
 }
 
 // Capture begins the capture of a message into a dead-letter stream: below the

@@ -32,6 +32,7 @@ type instruments struct {
 
 	captured        metric.Int64ObservableCounter
 	captureFailures metric.Int64ObservableCounter
+	replayed        metric.Int64ObservableCounter
 
 	consumerPending metric.Int64ObservableGauge
 	ackPending      metric.Int64ObservableGauge
@@ -84,6 +85,7 @@ func (i *instruments) make(m metric.Meter, observe metric.Callback) error {
 	i.publishPending = upDown(metricPublishPending)
 	i.captured = counter(metricCaptured)
 	i.captureFailures = counter(metricCaptureFailures)
+	i.replayed = counter(metricReplayed)
 	i.consumerPending = gauge(metricConsumerPending)
 	i.ackPending = gauge(metricAckPending)
 	i.ackPendingLimit = gauge(metricAckPendingLimit)
@@ -120,6 +122,9 @@ func (t *Telemetry) observe(_ context.Context, o metric.Observer) error {
 	}
 	for _, c := range t.consumers {
 		c.observe(o)
+	}
+	for _, n := range t.replays {
+		n.observe(o, t.instruments.replayed, false)
 	}
 	select {
 	case t.collected <- struct{}{}:

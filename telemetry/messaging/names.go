@@ -69,12 +69,17 @@ const (
 	opTerm    = "term"
 
 	opDeadLetter = "dead_letter"
+	opReplay     = "replay"
 )
 
 // Values of outcome.
 const (
 	outcomeOK    = "ok"
 	outcomeError = "error"
+
+	outcomeSent        = "sent"         // a replay, by whoever sends it
+	outcomeResolved    = "resolved"     // a replay was handled
+	outcomeFailedAgain = "failed_again" // a replay was given up
 )
 
 // Stand-ins for destinations that are not declared: what comes from the wire
@@ -202,8 +207,14 @@ var (
 	}
 	metricCaptureFailures = Metric{
 		Name: "mono.dead_letters.capture_failures", Kind: Counter, Unit: unitMessage,
-		Description: "Captures that failed. The message is held and comes again.",
+		Description: "Captures that failed, and outcomes of replays that could not be stored. The message is held and comes again.",
 		Attributes:  []attribute.Key{keyTemplate, keyConsumerGroup},
+	}
+	metricReplayed = Metric{
+		Name: "mono.dead_letters.replayed", Kind: Counter, Unit: unitMessage,
+		Description: "Replays of dead letters: sent, counted by whoever sends them; resolved or failed_again, counted by the consumer " +
+			"when that is stored on the dead letter, once for each.",
+		Attributes: []attribute.Key{keyTemplate, keyConsumerGroup, keyMetricOutcome},
 	}
 	metricConsumerPending = Metric{
 		Name: "mono.consumer.pending", Kind: Gauge, Unit: unitMessage,
@@ -239,7 +250,7 @@ func Metrics() []Metric {
 		metricOperationDuration, metricProcessDuration, metricSent, metricConsumed,
 		metricSettlements, metricRedeliveries, metricAttempts, metricQueueDuration, metricEndToEnd,
 		metricActive, metricLate, metricUnsettled, metricPublishPending, metricTraceContext,
-		metricCaptured, metricCaptureFailures,
+		metricCaptured, metricCaptureFailures, metricReplayed,
 		metricConsumerPending, metricAckPending, metricAckPendingLimit, metricWaiting, metricOldestAge,
 	})
 }

@@ -109,6 +109,7 @@ type Telemetry struct {
 	mu         sync.RWMutex
 	publishers map[string]*Publisher
 	consumers  map[Route]*Consumer
+	replays    map[Route]*count // that were sent
 }
 
 // New returns Telemetry. Its error is that of the MeterProvider, which could not
@@ -127,6 +128,7 @@ func New(cfg Config) (t *Telemetry, err error) {
 		collected:  make(chan struct{}, 1),
 		publishers: make(map[string]*Publisher),
 		consumers:  make(map[Route]*Consumer),
+		replays:    make(map[Route]*count),
 	}
 	if t.freshFor == 0 {
 		t.freshFor = defaultFreshFor

@@ -1,0 +1,36 @@
+package screen
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// TestMain is also the editor that tests run: this program, with a replacement in
+// its environment.
+func TestMain(m *testing.M) {
+	if from, ok := os.LookupEnv("SCREEN_TEST_REPLACE"); ok {
+		os.Exit(edit(os.Args[len(os.Args)-1], from, os.Getenv("SCREEN_TEST_BY")))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// edit replaces text in a file.
+func edit(path, from, to string) int {
+	if from == "crash" {
+		return 1
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 1
+	}
+	if err := os.WriteFile(path, bytes.ReplaceAll(b, []byte(from), []byte(to)), 0o600); err != nil {
+		return 1
+	}
+	return 0
+}
