@@ -140,15 +140,18 @@ func TestCompile_page(t *testing.T) {
 	page, err := os.ReadFile("../../docs/queries.md")
 	must(t, err)
 	blocks := regexp.MustCompile("(?s)```cel\n(.*?)```").FindAllStringSubmatch(string(page), -1)
-	if len(blocks) < 5 {
-		t.Fatalf("the page has %d queries", len(blocks))
-	}
+	const least = 10
+	n := 0
 	for _, b := range blocks {
 		for text := range strings.SplitSeq(strings.TrimSpace(b[1]), "\n") {
+			n++
 			if _, err := triage.Compile(text); err != nil {
 				t.Error(err)
 			}
 		}
+	}
+	if n < least {
+		t.Errorf("the page has %d queries, want %d", n, least)
 	}
 	for _, name := range triage.Variables() {
 		if !strings.Contains(string(page), "| `"+name+"` |") {

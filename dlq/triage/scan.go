@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -19,6 +20,10 @@ const (
 	// scan takes: a few megabytes for what is read, and as much for what is read
 	// ahead.
 	chunk = 2048
+
+	// aheads is how many chunks are read at a time, so that the server need not
+	// wait for us between two of them.
+	aheads = 2
 
 	scanTries    = 5
 	fetchWait    = 3 * time.Second
@@ -50,7 +55,7 @@ func (m *message) record(headersOnly bool) (*dlq.Record, error) {
 }
 
 // chunksBackwards reads the messages of a range of sequences, the newest chunk
-// first; within a chunk the oldest message comes first. The next chunk is read
+// first; within a chunk the oldest message comes first. The next chunks are read
 // while one is worked on. What comes with an error is the end.
 func (d *Desk) chunksBackwards(ctx context.Context, first, last uint64, headersOnly bool) iter.Seq2[[]message, error] {
 	return func(yield func([]message, error) bool) {
@@ -59,34 +64,34 @@ func (d *Desk) chunksBackwards(ctx context.Context, first, last uint64, headersO
 			err      error
 		}
 		ctx, cancel := context.WithCancel(ctx)
-		reads := make(chan read)
-		go func() {
-			defer close(reads)
+		var readers sync.WaitGroup
+		defer readers.Wait()
+		defer cancel()
+		queue := make(chan chan read, aheads-1) // with one that waits for its place
+		readers.Go(func() {
+			defer close(queue)
 			for hi := last; hi >= first && hi > 0; {
 				lo := first
 				if hi-first >= chunk {
 					lo = hi - chunk + 1
 				}
-				var r read
-				r.messages, r.err = d.readRange(ctx, lo, hi, headersOnly)
+				done, to := make(chan read, 1), hi
 				select {
-				case reads <- r:
+				case queue <- done:
 				case <-ctx.Done():
 					return
 				}
-				if r.err != nil {
-					return
-				}
+				readers.Go(func() {
+					var r read
+					r.messages, r.err = d.readRange(ctx, lo, to, headersOnly)
+					done <- r
+				})
 				hi = lo - 1
 			}
-		}()
-		defer func() {
-			cancel()
-			for range reads { // until its goroutine has ended
-			}
-		}()
-		for r := range reads {
-			if !yield(r.messages, r.err) {
+		})
+		for done := range queue {
+			r := <-done
+			if !yield(r.messages, r.err) || r.err != nil {
 				return
 			}
 		}
@@ -127,10 +132,8 @@ func (d *Desk) tryRange(ctx context.Context, lo, hi uint64, headersOnly bool) ([
 		return nil, err
 	}
 	defer func() {
-		// If it cannot be deleted the server does it, after its threshold.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_ = d.js.DeleteConsumer(ctx, d.cfg.Stream, cons.CachedInfo().Name)
+		// Nobody waits for it. If it is lost the server deletes it by itself.
+		_ = d.nc.Publish(jetstream.DefaultAPIPrefix+"CONSUMER.DELETE."+d.cfg.Stream+"."+cons.CachedInfo().Name, nil)
 	}()
 	left := cons.CachedInfo().NumPending
 	messages := make([]message, 0, min(left, hi-lo+1))
