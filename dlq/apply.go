@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -19,16 +20,15 @@ var ErrStreamFull = errors.New("the dead-letter stream is full")
 
 // Codes of the server for a stream that is at a limit.
 const (
-	codeStreamStoreFailed   = 10077 // maximum bytes or messages exceeded, with discard new
-	codeResourcesExceeded   = 10023
-	codeMaxBytesWouldExceed = 10047
+	codeStreamStoreFailed = 10077 // maximum bytes or messages exceeded, with discard new
+	codeResourcesExceeded = 10023
 )
 
 // IsFull reports whether the server refused a message because a limit of the
 // stream or the account is reached.
 func IsFull(err error) bool {
 	api, ok := errors.AsType[*jetstream.APIError](err)
-	return ok && (api.ErrorCode == codeStreamStoreFailed || api.ErrorCode == codeResourcesExceeded || api.ErrorCode == codeMaxBytesWouldExceed)
+	return ok && slices.Contains([]jetstream.ErrorCode{codeStreamStoreFailed, codeResourcesExceeded, codeNoRoom}, api.ErrorCode)
 }
 
 // SubjectOf is where an entry is stored.
@@ -113,7 +113,7 @@ func tombstone(r *Record) *Record {
 // deleteObjects removes the bodies and headers of an entry that are too large for
 // its messages. What it cannot remove costs room, and nothing else.
 func (s *Store) deleteObjects(ctx context.Context, e *Entry) {
-	names := []string{e.BodyObject, e.HeadersObject}
+	names := append(make([]string, 0, e.Revision+2), e.BodyObject, e.HeadersObject) //nolint:mnd // these two
 	for i := range e.Revision {
 		names = append(names, RevisionObject(e.ID, i+1))
 	}

@@ -150,6 +150,10 @@ func (c *Change) header(id string) nats.Header {
 	return h
 }
 
+// maxRevision bounds what the wire says: whoever discards the entry deletes as
+// many objects.
+const maxRevision = 10_000
+
 // IsChange reports whether a message of the dead-letter stream is a change, and
 // not a record.
 func IsChange(h nats.Header) bool { return first(h, HeaderChange) != "" }
@@ -167,7 +171,9 @@ func DecodeChange(h nats.Header, data []byte) (*Change, error) {
 	}
 	_ = timeInto(&c.Time, first(h, HeaderChangeTime))
 	_ = jsonInto(&c.Reason, first(h, HeaderChangeReason))
-	_ = sizeInto(&c.Revision, first(h, HeaderChangeRevision))
+	if _ = sizeInto(&c.Revision, first(h, HeaderChangeRevision)); c.Revision > maxRevision {
+		c.Revision = 0
+	}
 	if d := oneLine(first(h, HeaderChangeDiff)); json.Valid([]byte(d)) {
 		c.Diff = json.RawMessage(d)
 	}

@@ -265,33 +265,33 @@ func (r *Record) set(key, v string) (known bool, err error) { //nolint:cyclop //
 			err = errors.New("want a number from 1")
 		}
 	case HeaderID:
-		err = textInto(&r.ID, v)
+		textInto(&r.ID, v)
 	case HeaderReason:
-		err = textInto((*string)(&r.Reason), v)
+		textInto((*string)(&r.Reason), v)
 	case HeaderReasonText:
 		err = jsonTextInto(&r.ReasonText, v)
 	case HeaderSubject:
-		err = textInto(&r.Subject, v)
+		textInto(&r.Subject, v)
 	case HeaderHeaders:
 		r.Header, err = decodeHeaders(v)
 	case HeaderHeadersObject:
-		err = textInto(&r.HeadersObject, v)
+		textInto(&r.HeadersObject, v)
 	case HeaderBody:
-		err = textInto((*string)(&r.Body), v)
+		textInto((*string)(&r.Body), v)
 	case HeaderBodyObject:
-		err = textInto(&r.BodyObject, v)
+		textInto(&r.BodyObject, v)
 	case HeaderBodySize:
 		err = sizeInto(&r.BodySize, v)
 	case HeaderEvent:
-		err = textInto(&r.Event, v)
+		textInto(&r.Event, v)
 	case HeaderStream:
-		err = textInto(&r.Stream, v)
+		textInto(&r.Stream, v)
 	case HeaderStreamCreated:
 		err = timeInto(&r.StreamCreated, v)
 	case HeaderStreamSequence:
 		err = numberInto(&r.StreamSequence, v)
 	case HeaderConsumer:
-		err = textInto(&r.Consumer, v)
+		textInto(&r.Consumer, v)
 	case HeaderConsumerSequence:
 		err = numberInto(&r.ConsumerSequence, v)
 	case HeaderDeliveries:
@@ -305,23 +305,23 @@ func (r *Record) set(key, v string) (known bool, err error) { //nolint:cyclop //
 	case HeaderError:
 		err = jsonTextInto(&r.Error, v)
 	case HeaderErrorType:
-		err = textInto(&r.ErrorType, v)
+		textInto(&r.ErrorType, v)
 	case HeaderErrorTypes:
 		err = jsonTextsInto(&r.ErrorTypes, v)
 	case HeaderStack:
 		err = jsonTextsInto(&r.Stack, v)
 	case HeaderTraceparent:
-		err = textInto(&r.Traceparent, v)
+		textInto(&r.Traceparent, v)
 	case HeaderOriginTraceparent:
-		err = textInto(&r.OriginTraceparent, v)
+		textInto(&r.OriginTraceparent, v)
 	case HeaderApp:
-		err = textInto(&r.App, v)
+		textInto(&r.App, v)
 	case HeaderAppVersion:
-		err = textInto(&r.AppVersion, v)
+		textInto(&r.AppVersion, v)
 	case HeaderModule:
-		err = textInto(&r.Module, v)
+		textInto(&r.Module, v)
 	case HeaderHost:
-		err = textInto(&r.Host, v)
+		textInto(&r.Host, v)
 	default:
 		return false, nil
 	}
@@ -338,10 +338,7 @@ func first(h nats.Header, key string) string {
 
 // textInto cleans as [Record.header] does, so that what is not written by us can
 // be shown, too.
-func textInto(to *string, v string) error {
-	*to = oneLine(v)
-	return nil
-}
+func textInto(to *string, v string) { *to = oneLine(v) }
 
 func numberInto(to *uint64, v string) error {
 	n, err := strconv.ParseUint(v, 10, 64)

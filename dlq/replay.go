@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"strconv"
 	"strings"
 	"time"
 
@@ -73,8 +72,8 @@ func ParseReplay(stream, consumer, subject string, h nats.Header) (Replay, bool)
 		return Replay{}, false
 	}
 	r := Replay{Stream: oneLine(first(h, HeaderReplayStream)), ID: id, Operation: operation}
-	r.Claim, _ = strconv.ParseUint(first(h, HeaderReplayClaim), 10, 64)
-	r.Count, _ = strconv.Atoi(first(h, HeaderReplayCount))
+	_ = numberInto(&r.Claim, first(h, HeaderReplayClaim))
+	_ = sizeInto(&r.Count, first(h, HeaderReplayCount))
 	r.Subject = subjectPrefix + r.Stream + "." + token(stream) + "." + token(consumer) + "." + id
 	return r, true
 }

@@ -16,11 +16,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/helper"
 	"github.com/monotel/monotel/mono"
 	"github.com/monotel/monotel/mono/monotest"
+	"github.com/monotel/monotel/telemetry/messaging"
 )
 
 // A replayer does by hand what replays dead letters.
@@ -912,4 +915,106 @@ func TestReplay_forged(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A work queue of one event that was replayed to gets a second event from another
+// stream. The server must not take the first event's consumer for one of all its
+// messages: those from the source would never leave the queue.
+func TestReplay_sourceLater(t *testing.T) {
+	t.Parallel()
+	srv := monotest.Server(t)
+	paid := defineEvent(t, "Paid")
+	queue := mono.StreamConfig{Name: "orders", Retention: mono.WorkQueuePolicy}
+	var billing, dunning fixable
+	dunning.fixed.Store(true)
+	first := orders(t, "billing", mono.WorkQueuePolicy, billing.handle)
+	app := runApp(t, onServer(srv), emitter("shop", monotestEvent(t)), first)
+	r := newReplayer(t, jetStreamOf(t, srv.Conn()))
+	publishStored(t, app, nil)
+	e := r.await(t, 1, dlq.StateOpen)[0]
+	billing.fixed.Store(true)
+	r.replay(t, e, "op1")
+	r.await(t, 1, dlq.StateResolved)
+	settled(t, app, "orders", "billing")
+	if err := app.Stop(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	app = runApp(t, onServer(srv), emitter("shop", monotestEvent(t), paid), first,
+		durableModule("archive", paid, mono.StreamConsumerConfig{Stream: mono.StreamConfig{Name: "archive"}, AutoAck: true}, ackAll),
+		durableModule("dunning", paid, mono.StreamConsumerConfig{Stream: queue, AutoAck: true}, dunning.handle))
+	if _, err := app.Bus().PublishStream(within(t), &mono.Msg{Subject: paid.Subject, Data: []byte("x")}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool { return len(dunning.all()) == 1 && streamMsgs(t, app, "orders") == 0 }, "the event is handled and gone")
+}
+
+// A replay goes on in the trace in which it was sent, and links to what it is a
+// replay of; what has come of it leads to its trace.
+func TestTrace_replay(t *testing.T) {
+	t.Parallel()
+	for _, traced := range []bool{true, false} {
+		t.Run(fmt.Sprintf("traced %v", traced), func(t *testing.T) {
+			t.Parallel()
+			var billing fixable
+			tr := newTracing()
+			app := startAppWith(t, []mono.Option{tr.option()}, emitter("shop", monotestEvent(t)),
+				orders(t, "billing", mono.WorkQueuePolicy, billing.handle))
+			r := newReplayer(t, jetStream(t, app))
+			publishStored(t, app, nil)
+			e := r.await(t, 1, dlq.StateOpen)[0]
+			publish := tr.one(t, publishSpan)
+			failed := tr.one(t, processSpan)
+			tel, err := messaging.New(messaging.Config{TracerProvider: tr.provider, MeterProvider: noop.NewMeterProvider()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, op := range []string{"op1", "op2"} { // fails again, and is resolved
+				billing.fixed.Store(i == 1)
+				r.claim(t, e, op)
+				r.addSubject(t, "orders", "billing")
+				r.addFilter(t, "orders", "billing")
+				var more mono.Header
+				if traced {
+					span := tel.Replay(t.Context(), &messaging.DeadLetter{Consumer: "billing", Traceparent: e.Traceparent, Origin: e.OriginTraceparent})
+					more = span.Header
+					span.End(nil)
+				}
+				r.send(t, r.message(e, op, more))
+				eventually(t, func() bool { e = r.entries(t)[0]; return len(e.History) == 2*(i+1) }, "the outcome is stored")
+				process := tr.ended(t, processSpan, 2+i)[1+i]
+				links := []trace.SpanContext{failed.SpanContext(), publish.SpanContext()}
+				if traced {
+					sent := tr.ended(t, "replay _unmatched", 1+i)[i]
+					wantRoot(t, sent, publish)
+					wantLinks(t, sent, links...)
+					wantChild(t, process, sent)
+					links = append([]trace.SpanContext{sent.SpanContext()}, links...)
+				} else {
+					wantRoot(t, process, publish, failed)
+				}
+				wantLinks(t, process, links...)
+				wantAttrs(t, process, map[string]string{
+					"messaging.destination.template": traceSubject, "messaging.destination.name": traceSubject,
+					"messaging.consumer.group.name": "billing",
+				})
+				raw, err := mustStream(t, r.js, "DLQ").GetMsg(within(t), e.Last)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if id := process.SpanContext().SpanID().String(); !strings.Contains(raw.Header.Get("traceparent"), id) ||
+					i == 0 && !strings.Contains(e.Failure.Traceparent, id) {
+					t.Errorf("outcome %d has traceparent %q, and the failure %q", i, raw.Header.Get("traceparent"), e.Failure.Traceparent)
+				}
+			}
+		})
+	}
+}
+
+func mustStream(t *testing.T, js jetstream.JetStream, name string) jetstream.Stream {
+	t.Helper()
+	s, err := js.Stream(within(t), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }

@@ -103,7 +103,9 @@ func TestDiscard(t *testing.T) {
 	b := setup(t)
 	r := b.record()
 	captured, err := b.store.Capture(t.Context(), r, nil)
-	must(t, err)
+	if err != nil || !captured {
+		t.Fatal(captured, err)
+	}
 	e := b.get(t, r.ID)
 	must(t, b.desk.Discard(t.Context(), e, "spam"))
 	now := b.get(t, r.ID)

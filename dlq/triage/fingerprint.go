@@ -212,7 +212,7 @@ func writeToken(b *strings.Builder, token string) {
 		b.WriteByte('#')
 		return
 	}
-	for len(token) > 0 {
+	for token != "" {
 		end := 0
 		for end < len(token) && (isLetter(token[end]) || isDigit(token[end]) || token[end] >= utf8.RuneSelf || token[end] == '#') {
 			end++
@@ -337,7 +337,7 @@ func isNumber(token string) bool {
 		return false
 	}
 	const longestUnit = 3
-	for len(token) > 0 {
+	for token != "" {
 		end := 0
 		for end < len(token) && (isDigit(token[end]) || token[end] == '.' || token[end] == ',') {
 			end++

@@ -151,8 +151,9 @@ func near(ids []string, id string) []string {
 	slices.SortFunc(found, func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(a.distance, b.distance), cmp.Compare(a.id, b.id))
 	})
-	var names []string
-	for _, c := range found[:min(len(found), most)] {
+	found = found[:min(len(found), most)]
+	names := make([]string, 0, len(found))
+	for _, c := range found {
 		names = append(names, c.id)
 	}
 	return names

@@ -10,8 +10,8 @@ import (
 	"github.com/monotel/monotel/dlq"
 )
 
-// A Group is the dead letters that failed for the same cause. "2 000 failures are
-// 3 errors."
+// A Group is the dead letters that failed for the same cause: "2 000 failures are
+// 3 errors".
 type Group struct {
 	ID        string    `json:"id"`    // its fingerprint
 	Title     string    `json:"title"` // the text of the error, normalised
@@ -59,7 +59,8 @@ func (d *Desk) Groups(ctx context.Context, sel Selection) ([]Group, error) {
 			continue
 		}
 		g.add(e)
-		if n++; n == limit {
+		n++
+		if n == limit {
 			break
 		}
 	}

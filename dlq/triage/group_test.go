@@ -55,7 +55,7 @@ func FuzzNormalize(f *testing.F) {
 func TestGroups_threeCauses(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // the same in each run
+	random := rand.New(rand.NewPCG(1, 2))
 	letters := "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 	id := func(n int) string {
 		var s strings.Builder
@@ -81,7 +81,7 @@ func TestGroups_threeCauses(t *testing.T) {
 			r.Error = fmt.Sprintf("decode: json: cannot unmarshal string into Go struct field Order.amount of type int64 near offset %d", random.IntN(1_000_000))
 			r.Reason, r.ErrorType, r.ErrorTypes = dlq.ReasonUndecodable, "json.UnmarshalTypeError", []string{"*json.UnmarshalTypeError"}
 		default:
-			r.Error = fmt.Sprintf("customer \"%s\" has no address (id=cus_%s) in %.2f s at %s", names[random.IntN(len(names))], id(6), random.Float64()*100,
+			r.Error = fmt.Sprintf("customer %q has no address (id=cus_%s) in %.2f s at %s", names[random.IntN(len(names))], id(6), random.Float64()*100,
 				time.Unix(random.Int64N(1<<31), 0).UTC().Format(time.RFC3339))
 			r.ErrorType, r.ErrorTypes = "errors.errorString", []string{"*errors.errorString"}
 		}

@@ -30,7 +30,7 @@ const (
 )
 
 // TestChildProcess is the child, and does nothing in the parent.
-func TestChildProcess(t *testing.T) {
+func TestChildProcess(t *testing.T) { //nolint:paralleltest // it has its process to itself
 	url, id := os.Getenv(childURL), os.Getenv(childOp)
 	if url == "" {
 		return
@@ -41,10 +41,10 @@ func TestChildProcess(t *testing.T) {
 	d, err := triage.Open(t.Context(), nc, triage.Config{Actor: "child"})
 	must(t, err)
 	op, err := d.Run(t.Context(), id, func(o *triage.Operation) {
-		fmt.Println("claimed", o.Claimed, "in flight", o.InFlight(), o.Status)
+		_, _ = fmt.Fprintln(os.Stdout, "claimed", o.Claimed, "in flight", o.InFlight(), o.Status)
 	})
 	must(t, err)
-	fmt.Println("ended", op.Status)
+	_, _ = fmt.Fprintln(os.Stdout, "ended", op.Status)
 }
 
 func TestRun_killed(t *testing.T) {

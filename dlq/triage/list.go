@@ -51,59 +51,72 @@ func (d *Desk) Entries(ctx context.Context, sel Selection, payload bool) iter.Se
 			yield(nil, err)
 			return
 		}
-		first, last := max(info.State.FirstSeq, 1), info.State.LastSeq
 		if sel.Upto == 0 {
-			sel.Upto = last
+			sel.Upto = info.State.LastSeq
 		}
-		states := sel.states()
-		payload = payload || sel.Where != nil && sel.Where.UsesPayload()
-		seen, left := newLaters(), sel.Limit
-		for messages, err := range d.chunksBackwards(ctx, first, last, !payload) {
+		l := &listing{
+			d: d, sel: sel, states: sel.states(), payload: payload || sel.Where != nil && sel.Where.UsesPayload(),
+			seen: newLaters(), left: sel.Limit, yield: yield,
+		}
+		for messages, err := range d.chunksBackwards(ctx, max(info.State.FirstSeq, 1), info.State.LastSeq, !l.payload) {
 			if err != nil {
 				yield(nil, err)
 				return
 			}
 			for i := range slices.Backward(messages) {
-				m := &messages[i]
-				discarded := false
-				if dlq.IsChange(m.header) {
-					if m.header.Get(dlq.HeaderVersion) == "" {
-						seen.add(m)
-						continue
-					}
-					discarded = true // what is left of it is a change and a record
-				}
-				if m.sequence > sel.Upto {
-					continue
-				}
-				id := m.id()
-				state := seen.state(id)
-				if discarded {
-					state = dlq.StateDiscarded
-				}
-				if states != nil && !slices.Contains(states, state) {
-					delete(seen.entries, id)
-					continue
-				}
-				e, err := d.entry(ctx, m, seen, discarded, payload)
-				switch {
-				case e == nil:
-					if !yield(nil, err) {
-						return
-					}
-					continue
-				case !d.wanted(&sel, e):
-					continue
-				}
-				if !yield(e, err) {
-					return
-				}
-				if left--; left == 0 {
+				if !l.visit(ctx, &messages[i]) {
 					return
 				}
 			}
 		}
 	}
+}
+
+// A listing is one run over the dead-letter stream.
+type listing struct {
+	d       *Desk
+	sel     Selection
+	states  []dlq.State
+	payload bool
+	seen    *laters
+	left    int // until the limit
+	yield   func(*dlq.Entry, error) bool
+}
+
+// visit looks at a message, which is older than all before it. It reports whether
+// to go on.
+func (l *listing) visit(ctx context.Context, m *message) bool {
+	discarded := false
+	if dlq.IsChange(m.header) {
+		if m.header.Get(dlq.HeaderVersion) == "" {
+			l.seen.add(m)
+			return true
+		}
+		discarded = true // what is left of it is a change and a record
+	}
+	if m.sequence > l.sel.Upto {
+		return true
+	}
+	id := m.id()
+	state := l.seen.state(id)
+	if discarded {
+		state = dlq.StateDiscarded
+	}
+	if l.states != nil && !slices.Contains(l.states, state) {
+		delete(l.seen.entries, id)
+		return true
+	}
+	e, err := l.d.entry(ctx, m, l.seen, discarded, l.payload)
+	switch {
+	case e == nil:
+		return l.yield(nil, err)
+	case !l.d.wanted(&l.sel, e):
+		return true
+	case !l.yield(e, err):
+		return false
+	}
+	l.left--
+	return l.left != 0
 }
 
 // entry makes an entry of its record and what was seen later.

@@ -111,7 +111,8 @@ func TestEntries_brokenOff(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.capture(t, 10)
-	for range b.desk.Entries(t.Context(), triage.Selection{}, false) {
+	for _, err := range b.desk.Entries(t.Context(), triage.Selection{}, false) {
+		must(t, err)
 		break
 	}
 	ctx, cancel := context.WithCancel(t.Context())

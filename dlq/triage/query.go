@@ -119,7 +119,7 @@ var variables = map[string]variable{
 }
 
 // clamped fits a number into CEL's.
-func clamped(n uint64) int64 { return int64(min(n, math.MaxInt64)) } //nolint:gosec // it fits
+func clamped(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
 
 // firstValues is the first value of each header, by its key in small letters.
 func firstValues(h nats.Header) map[string]string {
@@ -186,9 +186,9 @@ func numbers(v any) any {
 }
 
 var environment = sync.OnceValues(func() (*cel.Env, error) {
-	opts := []cel.EnvOption{
+	opts := append(make([]cel.EnvOption, 0, len(variables)+3), //nolint:mnd // these three
 		cel.CrossTypeNumericComparisons(true), cel.ParserRecursionLimit(deepestQuery), cel.ParserExpressionSizeLimit(longestQuery),
-	}
+	)
 	for name, v := range variables {
 		opts = append(opts, cel.Variable(name, v.kind))
 	}

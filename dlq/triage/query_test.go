@@ -164,7 +164,7 @@ func FuzzCompile(f *testing.F) {
 	for _, text := range []string{`consumer == "billing"`, `payload.a.b[0] > 1`, `age < duration("2h")`, `error_types.exists(t, t == "x")`, "\t漢 &&"} {
 		f.Add(text, []byte(`{"a":{"b":[2]}}`))
 	}
-	f.Fuzz(func(t *testing.T, text string, data []byte) {
+	f.Fuzz(func(_ *testing.T, text string, data []byte) {
 		q, err := triage.Compile(text)
 		if err != nil {
 			_ = err.Error()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -669,7 +670,7 @@ func (r *runner) patch(ctx context.Context, e *dlq.Entry) (why string, err error
 	}
 	after, err := mergePatch(current.Data, o.Patch)
 	if err != nil {
-		return "the patch does not apply", nil
+		return "the patch does not apply", nil //nolint:nilerr // that is why it is skipped
 	}
 	c := dlq.Change{
 		Kind: dlq.ChangeEdited, Actor: r.d.cfg.Actor, Reason: o.Reason, Operation: r.id, Revision: e.Revision + 1,
@@ -793,10 +794,10 @@ func replayHeader(e *dlq.Entry, current *dlq.Record, stream, operation string, c
 	}
 	set(dlq.HeaderReplayOf, e.ID)
 	set(dlq.HeaderReplayOperation, operation)
-	set(dlq.HeaderReplayCount, fmt.Sprint(e.Replays))
+	set(dlq.HeaderReplayCount, strconv.Itoa(e.Replays))
 	set(dlq.HeaderReplaySubject, current.Subject)
 	set(dlq.HeaderReplayStream, stream)
-	set(dlq.HeaderReplayClaim, fmt.Sprint(claim))
+	set(dlq.HeaderReplayClaim, strconv.FormatUint(claim, 10))
 	set(dlq.HeaderReplayLinks, strings.TrimSpace(e.Failure.Traceparent+" "+e.OriginTraceparent))
 	return h
 }

@@ -25,10 +25,10 @@ const (
 	// wait for us between two of them.
 	aheads = 2
 
-	scanTries    = 5
-	fetchWait    = 3 * time.Second
-	rangeWait    = 5 * fetchWait
-	msgSizeToken = "Nats-Msg-Size" // what the server says instead of a body
+	scanTries  = 5
+	fetchWait  = 3 * time.Second
+	rangeWait  = 5 * fetchWait
+	sizeHeader = "Nats-Msg-Size" // what the server says instead of a body
 )
 
 // A message is one of the dead-letter stream.
@@ -47,7 +47,7 @@ func (m *message) record(headersOnly bool) (*dlq.Record, error) {
 	r, err := dlq.Decode(m.header, m.data)
 	if r != nil && headersOnly && r.Body == dlq.BodyInline {
 		r.Data = nil
-		if size := m.header.Get(msgSizeToken); size != "" {
+		if size := m.header.Get(sizeHeader); size != "" {
 			_, _ = fmt.Sscanf(size, "%d", &r.BodySize)
 		}
 	}

@@ -64,8 +64,10 @@ func (t *Telemetry) Replay(ctx context.Context, d *DeadLetter) (o Replay) {
 	}
 	o.span = span
 	if span.IsRecording() {
-		attrs := []attribute.KeyValue{keySystem.String(systemNATS), keyConsumerGroup.String(clean(d.Consumer, maxAttribute)),
-			keyDestination.String(clean(d.Subject, maxAttribute))}
+		attrs := []attribute.KeyValue{
+			keySystem.String(systemNATS), keyConsumerGroup.String(clean(d.Consumer, maxAttribute)),
+			keyDestination.String(clean(d.Subject, maxAttribute)),
+		}
 		if d.Stream != "" {
 			attrs = append(attrs, keyStream.String(clean(d.Stream, maxAttribute)))
 		}
