@@ -32,13 +32,21 @@ func TestImports(t *testing.T) {
 		refuse []string // import path prefixes
 	}{
 		{"./mono", []string{
-			module + "/helper", module + "/internal", module + "/examples", module + "/mono/monotest",
+			module + "/helper", module + "/internal", module + "/examples", module + "/mono/monotest", module + "/dlq/triage",
 			"go.opentelemetry.io/otel/sdk", "go.opentelemetry.io/otel/exporters", "go.opentelemetry.io/contrib", "github.com/prometheus", "testing",
 		}},
 		{"./mono/embedded", []string{module + "/helper", module + "/examples", "testing"}},
 		{"./telemetry/messaging", []string{
 			module + "/mono", module + "/helper", module + "/internal", "go.opentelemetry.io/otel/sdk", "go.opentelemetry.io/otel/exporters",
 			"go.opentelemetry.io/contrib", "github.com/prometheus", "testing",
+		}},
+		{"./dlq", []string{
+			module + "/mono", module + "/helper", module + "/internal", module + "/dlq/triage", "cel.dev", "charm.land", "github.com/spf13",
+			"go.opentelemetry.io/otel/sdk", "go.opentelemetry.io/otel/exporters", "go.opentelemetry.io/contrib", "github.com/prometheus", "testing",
+		}},
+		{"./dlq/triage", []string{
+			module + "/mono", module + "/helper", module + "/internal", "charm.land", "github.com/spf13",
+			"go.opentelemetry.io/otel/sdk", "go.opentelemetry.io/otel/exporters", "go.opentelemetry.io/contrib", "github.com/prometheus", "testing",
 		}},
 		{"./telemetry", []string{module + "/mono", module + "/helper", module + "/internal", "testing"}},
 		{"./helper", []string{

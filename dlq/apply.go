@@ -2,10 +2,12 @@ package dlq
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -113,25 +115,26 @@ func tombstone(r *Record) *Record {
 // deleteObjects removes the bodies and headers of an entry that are too large for
 // its messages. What it cannot remove costs room, and nothing else.
 func (s *Store) deleteObjects(ctx context.Context, e *Entry) {
-	names := append(make([]string, 0, e.Revision+2), e.BodyObject, e.HeadersObject) //nolint:mnd // these two
-	for i := range e.Revision {
-		names = append(names, RevisionObject(e.ID, i+1))
+	if e.BodyObject == "" && e.HeadersObject == "" && e.Revision == 0 {
+		return
+	}
+	bucket, err := s.largeBucket(ctx, false)
+	if err != nil {
+		return
+	}
+	names := []string{e.ID, e.ID + ".headers"} // and not what the record says, which may be another's
+	if e.Revision > 0 {
+		all, _ := bucket.List(ctx) // or none is left
+		for _, o := range all {
+			if strings.HasPrefix(o.Name, e.ID+".r") {
+				names = append(names, o.Name)
+			}
+		}
 	}
 	for _, name := range names {
-		if name == "" {
-			continue
-		}
-		bucket, err := s.largeBucket(ctx, false)
-		if err != nil {
-			return
-		}
 		_ = bucket.Delete(ctx, name)
 	}
 }
-
-// RevisionObject is the name of the object that holds the payload of an edit, if
-// it is too large.
-func RevisionObject(id string, revision int) string { return fmt.Sprintf("%s.r%d", id, revision) }
 
 // PutRevision puts the payload of an edit into the object store if it is too
 // large for a message.
@@ -145,7 +148,9 @@ func (s *Store) PutRevision(ctx context.Context, id string, c *Change) error {
 	if err != nil {
 		return fmt.Errorf("dead letter %s: %w", id, err)
 	}
-	name := RevisionObject(id, c.Revision)
+	// Of two who edit at the same time one is refused: theirs must not replace the
+	// other's.
+	name := fmt.Sprintf("%s.r%d.%s", id, c.Revision, rand.Text())
 	if _, err := bucket.PutBytes(ctx, name, c.Edit.Data); err != nil {
 		s.setBucket(nil)
 		return fmt.Errorf("dead letter %s: put %d bytes into object store %q: %w", id, len(c.Edit.Data), s.cfg.bucketName(), err)

@@ -253,7 +253,7 @@ func (e *Entry) Apply(c *Change) {
 		e.Operation = c.Operation
 	}
 	switch c.Kind {
-	case ChangeReplaying, ChangeSent:
+	case ChangeReplaying: // before each ChangeSent, too
 		e.Replays++
 	case ChangeFailedAgain:
 		e.Failures++

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/dlq"
 )
@@ -211,10 +212,10 @@ func TestOutcome_failedAgain(t *testing.T) {
 	}
 }
 
-// TestOutcome_hugeFailure has more to say than the server takes.
+// TestOutcome_hugeFailure has more to say than the stream takes.
 func TestOutcome_hugeFailure(t *testing.T) {
 	t.Parallel()
-	c := setupClaimed(t, dlq.Config{})
+	c := setupClaimed(t, dlq.Config{Stream: jetstream.StreamConfig{MaxMsgSize: 4 << 10}})
 	f := failure()
 	f.Stack, f.Error = stack(2<<20), strings.Repeat("x", 2<<20)
 	c.outcome(t, f)
@@ -389,5 +390,25 @@ func TestOutcome_noEntry(t *testing.T) {
 				c.wantSettled(t, "")
 			})
 		}
+	}
+}
+
+// A dead letter whose record has expired before its claim takes no failure: the
+// payload would be gone with the message that failed.
+func TestOutcome_recordGone(t *testing.T) {
+	t.Parallel()
+	c := setupClaimed(t, dlq.Config{})
+	stream, err := c.js.Stream(t.Context(), "DLQ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.DeleteMsg(t.Context(), c.e.Sequence); err != nil {
+		t.Fatal(err)
+	}
+	if written, err := c.s.Outcome(t.Context(), c.replay, "shop", failure(), nil); written || !errors.Is(err, dlq.ErrNoEntry) {
+		t.Errorf("Outcome() = %v, %v, want false, ErrNoEntry", written, err)
+	}
+	if n := len(c.stored(t)); n != 1 {
+		t.Errorf("%d messages are stored, want the claim alone", n)
 	}
 }

@@ -1018,3 +1018,51 @@ func mustStream(t *testing.T, js jetstream.JetStream, name string) jetstream.Str
 	}
 	return s
 }
+
+// Another instance that arranged the streams while somebody replayed may have
+// taken the subject away again. A consumer that has the filter, in whichever order,
+// is left as it is then.
+func TestReplay_subjectLost(t *testing.T) {
+	t.Parallel()
+	srv := monotest.Server(t)
+	var billing fixable
+	module := orders(t, "billing", mono.WorkQueuePolicy, billing.handle)
+	app := runApp(t, onServer(srv), emitter("shop", monotestEvent(t)), module)
+	r := newReplayer(t, jetStreamOf(t, srv.Conn()))
+	publishStored(t, app, nil)
+	e := r.await(t, 1, dlq.StateOpen)[0]
+	settled(t, app, "orders", "billing")
+	if err := app.Stop(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	whole := mustStream(t, r.js, "orders").CachedInfo().Config
+	r.addSubject(t, "orders", "billing")
+	c, err := r.js.Consumer(within(t), "orders", "billing")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := c.CachedInfo().Config
+	cfg.FilterSubject, cfg.FilterSubjects = "", []string{dlq.ReplaySubjects("orders", "billing"), traceSubject}
+	if _, err := r.js.UpdateConsumer(within(t), "orders", cfg); err != nil {
+		t.Fatal(err)
+	}
+	for _, lost := range []bool{false, true} {
+		if lost {
+			if _, err := r.js.UpdateStream(within(t), whole); err != nil {
+				t.Fatal(err)
+			}
+		}
+		app = runApp(t, onServer(srv), emitter("shop", monotestEvent(t)), module)
+		if diff := cmp.Diff(cfg.FilterSubjects, consumerInfo(t, app, "orders", "billing").Config.FilterSubjects); diff != "" {
+			t.Errorf("lost %v: filters (-before +after):\n%s", lost, diff)
+		}
+		if err := app.Stop(within(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	billing.fixed.Store(true)
+	r.replay(t, e, "op1")
+	app = runApp(t, onServer(srv), emitter("shop", monotestEvent(t)), module)
+	r.await(t, 1, dlq.StateResolved)
+	settled(t, app, "orders", "billing")
+}

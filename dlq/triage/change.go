@@ -156,7 +156,7 @@ func (d *Desk) apply(ctx context.Context, e *dlq.Entry, c dlq.Change) error {
 
 // changed says what has become of an entry that was changed meanwhile.
 func (d *Desk) changed(ctx context.Context, e *dlq.Entry) error {
-	now, err := d.Get(ctx, e.ID)
+	now, err := d.getAt(ctx, d.store.SubjectOf(e.Record))
 	if now == nil {
 		return joined(entryError(e, ErrChanged), err)
 	}

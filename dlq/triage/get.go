@@ -49,11 +49,30 @@ func isID(s string) bool {
 	}) < 0
 }
 
-// get reads what is on an entry's subject.
+// get finds an entry by its ID.
 func (d *Desk) get(ctx context.Context, id string) (*dlq.Entry, error) {
+	s, err := d.stream(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("look up dead letter %s: %w", id, err)
+	}
+	// Subjects are in a tree. To ask for a message by a pattern would have the
+	// server look at one after the other.
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(d.subjectOf(id)))
+	if err != nil {
+		return nil, fmt.Errorf("look up dead letter %s: %w", id, err)
+	}
+	for subject := range info.State.Subjects {
+		return d.getAt(ctx, subject)
+	}
+	return nil, &NotFoundError{What: "dead letter", ID: id}
+}
+
+// getAt reads what is on an entry's subject.
+func (d *Desk) getAt(ctx context.Context, subject string) (*dlq.Entry, error) {
+	id := (&message{subject: subject}).id()
 	var e *dlq.Entry
 	var errs []error
-	err := d.messagesOf(ctx, d.subjectOf(id), func(m *message) {
+	err := d.messagesOf(ctx, subject, func(m *message) {
 		if dlq.IsChange(m.header) {
 			if c, err := dlq.DecodeChange(m.header, m.data); err == nil && e != nil {
 				c.Sequence = m.sequence

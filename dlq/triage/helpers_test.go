@@ -153,39 +153,62 @@ func (b *bundle) consume(t testing.TB, durable string, fails func(id string) boo
 	cons, err := b.js.Consumer(t.Context(), ordersStream, durable)
 	must(t, err)
 	tg := &target{handled: make(map[string]int)}
-	cc, err := cons.Consume(func(m jetstream.Msg) {
-		replay, ok := dlq.ParseReplay(ordersStream, durable, m.Subject(), m.Headers())
-		if !ok {
-			_ = m.Ack()
-			return
-		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), longestWait)
-		defer cancel()
-		if was, err := b.store.Settled(ctx, replay); err != nil || was != "" {
-			_ = m.Ack()
-			return
-		}
-		tg.mu.Lock()
-		tg.handled[replay.ID]++
-		tg.order = append(tg.order, replay.ID)
-		tg.seen = append(tg.seen, m)
-		tg.mu.Unlock()
-		var failure *dlq.Record
-		if fails != nil && fails(replay.ID) {
-			failure = &dlq.Record{Reason: dlq.ReasonPermanentError, Error: "still broken", ErrorType: "shop.Broken", Failed: time.Now(), Traceparent: traceOfFailure}
-		}
-		if _, err := b.store.Outcome(ctx, replay, "shop", failure, nil); err != nil {
-			t.Errorf("outcome of %s: %v", replay.ID, err)
-		}
-		_ = m.Ack()
-	})
+	if fails == nil {
+		fails = func(string) bool { return false }
+	}
+	work := make(chan jetstream.Msg)
+	var workers sync.WaitGroup
+	const most = 16
+	for range most {
+		workers.Go(func() {
+			for m := range work {
+				b.handle(t, tg, durable, m, fails)
+			}
+		})
+	}
+	cc, err := cons.Consume(func(m jetstream.Msg) { work <- m })
 	must(t, err)
 	tg.stop = sync.OnceFunc(func() {
 		cc.Stop()
 		<-cc.Closed()
+		close(work)
+		workers.Wait()
 	})
 	t.Cleanup(tg.stop)
 	return tg
+}
+
+// handle handles one message.
+func (b *bundle) handle(t testing.TB, tg *target, durable string, m jetstream.Msg, fails func(id string) bool) {
+	t.Helper()
+	replay, ok := dlq.ParseReplay(ordersStream, durable, m.Subject(), m.Headers())
+	if !ok {
+		_ = m.Ack()
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), longestWait)
+	defer cancel()
+	if meta, err := m.Metadata(); err == nil && meta.NumDelivered > 1 {
+		if was, err := b.store.Settled(ctx, replay); err != nil || was != "" {
+			_ = m.Ack()
+			return
+		}
+	}
+	tg.mu.Lock()
+	tg.handled[replay.ID]++
+	tg.order = append(tg.order, replay.ID)
+	tg.seen = append(tg.seen, m)
+	tg.mu.Unlock()
+	var failure *dlq.Record
+	if fails(replay.ID) {
+		failure = &dlq.Record{
+			Reason: dlq.ReasonPermanentError, Error: "still broken", ErrorType: "shop.Broken", Failed: time.Now(), Traceparent: traceOfFailure,
+		}
+	}
+	if _, err := b.store.Outcome(ctx, replay, "shop", failure, nil); err != nil {
+		t.Errorf("outcome of %s: %v", replay.ID, err)
+	}
+	_ = m.Ack()
 }
 
 func (tg *target) total() (messages, most int) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -41,6 +42,12 @@ const (
 	window = 8 * senders
 )
 
+var errNoStream = errors.New("no stream takes the subject")
+
+// errNotVisible is of a change that the server knows and does not show yet: it is
+// being stored, or a replica answers that does not have it.
+var errNotVisible = errors.New("a change that was made meanwhile is not to be seen yet")
+
 var errStopped = errors.New("the operation is to end")
 
 // Run executes a plan, or goes on with an operation that was paused, stopped
@@ -61,8 +68,13 @@ func (d *Desk) Run(ctx context.Context, id string, progress func(*Operation)) (*
 	if err != nil {
 		return nil, err
 	}
+	if s.Status == StatusCancelled {
+		return s.operation(s.Counted), joined(fmt.Errorf("operation %s is cancelled: %w", id, ErrState), d.releaseUnsent(ctx, s))
+	}
 	r := &runner{d: d, id: id, s: s, progress: progress, done: make(map[int]string), unseen: make(map[uint64]struct{})}
 	r.cond = sync.NewCond(&r.mu)
+	r.ended, r.stop = context.WithCancel(context.WithoutCancel(ctx))
+	defer r.stop()
 	err = r.run(ctx)
 	return r.operation(), err
 }
@@ -84,6 +96,10 @@ func (d *Desk) acquire(ctx context.Context, id string) (*stored, error) {
 			case s.held():
 				holder = fmt.Sprint(s.Runner, s.RunnerUntil)
 				return errHeld
+			case s.Want == StatusCancelled && s.Status == StatusRunning: // its runner has not lived to do it
+				s.Status, s.Why, s.Ended = StatusCancelled, "cancelled by "+s.WantBy, time.Now()
+				s.Runner, s.RunnerUntil, s.Want, s.WantBy = "", time.Time{}, "", ""
+				return nil
 			}
 			if s.Started.IsZero() {
 				s.Started = time.Now()
@@ -131,7 +147,9 @@ type runner struct {
 	unseen    map[uint64]struct{} // sequences of claims that are not counted yet
 	done      map[int]string      // entries after the cursor that are done with, and why they were skipped
 	step      int                 // of the canary
-	ending    error               // why no more are to be sent
+	ended     context.Context     //nolint:containedctx // ends with ending
+	stop      context.CancelFunc
+	ending    error // why no more are to be sent
 	endStatus Status
 	failure   error // what an entry could not be replayed for
 }
@@ -162,8 +180,10 @@ func (r *runner) run(ctx context.Context) (err error) {
 		return err
 	}
 	r.base = r.counted
-	for n := 0; r.step < len(o.Canary) && r.tried() >= n+o.Canary[r.step]; r.step++ {
-		n += o.Canary[r.step]
+	if o.tracked() && r.inFlight() > 0 && (o.MaxInFlight > 0 || len(o.Canary) > 0) {
+		if err := r.resume(ctx); err != nil {
+			return err
+		}
 	}
 
 	var background sync.WaitGroup
@@ -185,9 +205,7 @@ func (r *runner) send(ctx context.Context) {
 	// than a while.
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	pacing, stopPacing := context.WithCancel(ctx)
-	defer stopPacing()
-	drain := context.AfterFunc(pacing, func() { time.AfterFunc(drainTime, cancel) })
+	drain := context.AfterFunc(r.ended, func() { time.AfterFunc(drainTime, cancel) })
 	defer drain()
 
 	o := &r.s.Plan.Options
@@ -224,7 +242,6 @@ func (r *runner) send(ctx context.Context) {
 		queue <- job{i, records[r.items[i].sequence]}
 	}
 	close(queue)
-	stopPacing()
 	all.Wait()
 }
 
@@ -320,6 +337,7 @@ func (r *runner) end(status Status, why error) {
 func (r *runner) endLocked(status Status, why error) {
 	if r.ending == nil {
 		r.ending, r.endStatus = why, status
+		r.stop()
 	}
 	r.cond.Broadcast()
 }
@@ -546,7 +564,7 @@ func (r *runner) read(ctx context.Context, it item, m *message) (e *dlq.Entry, w
 		case err != nil:
 			return err
 		case it.last != it.sequence:
-			e, err = r.d.get(ctx, m.id())
+			e, err = r.d.getAt(ctx, m.subject)
 			if errors.Is(err, ErrNotFound) {
 				e, why, err = nil, "discarded meanwhile", nil
 			}
@@ -634,11 +652,16 @@ func (r *runner) claimAndSend(ctx context.Context, e *dlq.Entry, claimed func(ui
 		// Somebody else, or an earlier try whose answer was lost.
 		var now *dlq.Entry
 		err = r.retry(ctx, func(ctx context.Context) (err error) {
-			now, err = r.d.get(ctx, e.ID)
+			if now, err = r.d.getAt(ctx, r.d.store.SubjectOf(e.Record)); err == nil && now.Last == e.Last {
+				return errNotVisible
+			}
 			return err
 		})
-		if now == nil {
-			return "discarded meanwhile", ignore(err, ErrNotFound)
+		switch {
+		case errors.Is(err, ErrNotFound):
+			return "discarded meanwhile", nil
+		case err != nil:
+			return "", err
 		}
 		return r.again(ctx, now, claimed)
 	case errors.Is(err, dlq.ErrStreamFull):
@@ -695,6 +718,10 @@ func (r *runner) sendEntry(ctx context.Context, e *dlq.Entry, claim uint64) (why
 		current, err = r.d.Current(ctx, e)
 		return err
 	})
+	if isOneOf(err, jetstream.ErrObjectNotFound, jetstream.ErrBucketNotFound, jetstream.ErrMsgNotFound) {
+		why = "its payload is gone"
+		return why, r.release(ctx, e, why)
+	}
 	if err != nil {
 		return "", err
 	}
@@ -702,6 +729,12 @@ func (r *runner) sendEntry(ctx context.Context, e *dlq.Entry, claim uint64) (why
 	end := r.trace(ctx, e, msg)
 	err = r.retry(ctx, func(ctx context.Context) error {
 		_, err := r.d.js.PublishMsg(ctx, msg, append(opts, jetstream.WithRetryAttempts(0))...)
+		if errors.Is(err, jetstream.ErrNoStreamResponse) {
+			// Its leader may be away. The server that knows the streams says if there is none.
+			if _, nameErr := r.d.js.StreamNameBySubject(ctx, msg.Subject); errors.Is(nameErr, jetstream.ErrStreamNotFound) {
+				return errNoStream
+			}
+		}
 		return err
 	})
 	end(err)
@@ -709,7 +742,7 @@ func (r *runner) sendEntry(ctx context.Context, e *dlq.Entry, claim uint64) (why
 	switch {
 	case ok && api.ErrorCode == codeWrongLastSequence && r.s.Plan.Options.tracked():
 		err = nil // it is there
-	case errors.Is(err, jetstream.ErrNoStreamResponse):
+	case errors.Is(err, errNoStream):
 		why = fmt.Sprintf("no stream takes subject %q", targetName(msg.Subject, r.s.Plan.Options.tracked()))
 	case errors.Is(err, nats.ErrMaxPayload), ok && api.ErrorCode == codeTooLarge:
 		why = "too large for its stream, with what a replay adds"
@@ -847,28 +880,25 @@ func passes(err error) bool {
 	case errors.Is(err, nats.ErrPermissionViolation), errors.Is(err, nats.ErrConnectionClosed):
 		return false
 	}
-	return errors.Is(err, nats.ErrTimeout) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrNoResponders) ||
-		errors.Is(err, nats.ErrDisconnected) || errors.Is(err, nats.ErrReconnectBufExceeded)
+	return isOneOf(err, errNotVisible, nats.ErrTimeout, context.DeadlineExceeded, nats.ErrNoResponders, jetstream.ErrNoStreamResponse,
+		jetstream.ErrJetStreamNotEnabled, nats.ErrDisconnected, nats.ErrReconnectBufExceeded)
+}
+
+func isOneOf(err error, targets ...error) bool {
+	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
 }
 
 // releaseUnsent gives back what a runner had in hand when it ended: claimed, and
 // neither sent nor settled.
 func (d *Desk) releaseUnsent(ctx context.Context, s *stored) error {
-	items, err := d.selection(ctx, &s.Plan)
+	subjects, err := d.unsettled(ctx, s)
 	if err != nil {
 		return err
 	}
 	r := &runner{d: d, id: s.Plan.ID, s: s}
 	r.cond = sync.NewCond(&r.mu)
-	for _, it := range items[min(s.Cursor, len(items)):min(s.Cursor+window, len(items))] {
-		m, err := d.message(ctx, it.sequence)
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("release what operation %s has in hand: %w", s.Plan.ID, err)
-		}
-		e, err := d.get(ctx, m.id())
+	for subject := range subjects {
+		e, err := d.getAt(ctx, subject)
 		if e == nil {
 			if errors.Is(err, ErrNotFound) {
 				continue
@@ -890,6 +920,60 @@ func (d *Desk) releaseUnsent(ctx context.Context, s *stored) error {
 		}
 		if err := r.release(ctx, e, "cancelled"); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// unsettled are the subjects of the entries that an operation has claimed and that have no
+// outcome. Its claims are all after its selection was frozen.
+func (d *Desk) unsettled(ctx context.Context, s *stored) (map[string]struct{}, error) {
+	info, err := d.info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	subjects := make(map[string]struct{})
+	for lo := s.Plan.Upto + 1; lo <= info.State.LastSeq; lo += chunk {
+		messages, err := d.readRange(ctx, lo, min(lo+chunk-1, info.State.LastSeq), true)
+		if err != nil {
+			return nil, err
+		}
+		for i := range messages {
+			m := &messages[i]
+			if m.header.Get(dlq.HeaderChangeOperation) != s.Plan.ID {
+				continue
+			}
+			switch dlq.ChangeKind(m.header.Get(dlq.HeaderChange)) {
+			case dlq.ChangeReplaying:
+				subjects[m.subject] = struct{}{}
+			case dlq.ChangeEdited:
+			default:
+				delete(subjects, m.subject)
+			}
+		}
+	}
+	return subjects, nil
+}
+
+// resume sends what an earlier run has claimed and not sent. It counts as in
+// flight, and the gate would wait for it.
+func (r *runner) resume(ctx context.Context) error {
+	subjects, err := r.d.unsettled(ctx, r.s)
+	if err != nil {
+		return err
+	}
+	for subject := range subjects {
+		e, err := r.d.getAt(ctx, subject)
+		if errors.Is(err, ErrNotFound) {
+			continue // discarded by force
+		}
+		if e == nil {
+			return err
+		}
+		if e.State == dlq.StateReplaying && e.Operation == r.id && e.History[len(e.History)-1].Kind == dlq.ChangeReplaying {
+			if _, err := r.resend(ctx, e, e.Last); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

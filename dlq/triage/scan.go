@@ -135,7 +135,7 @@ func (d *Desk) tryRange(ctx context.Context, lo, hi uint64, headersOnly bool) ([
 		// Nobody waits for it. If it is lost the server deletes it by itself.
 		_ = d.nc.Publish(jetstream.DefaultAPIPrefix+"CONSUMER.DELETE."+d.cfg.Stream+"."+cons.CachedInfo().Name, nil)
 	}()
-	left := cons.CachedInfo().NumPending
+	left, received := cons.CachedInfo().NumPending, uint64(0)
 	messages := make([]message, 0, min(left, hi-lo+1))
 	for left > 0 {
 		most := int(min(left, hi-lo+1-uint64(len(messages)))) //nolint:gosec // at most a chunk
@@ -150,6 +150,10 @@ func (d *Desk) tryRange(ctx context.Context, lo, hi uint64, headersOnly bool) ([
 				return nil, err
 			}
 			got++
+			if meta.Sequence.Consumer != received+1 {
+				return nil, errGap
+			}
+			received++
 			if meta.Sequence.Stream > hi {
 				return messages, nil
 			}
@@ -164,6 +168,9 @@ func (d *Desk) tryRange(ctx context.Context, lo, hi uint64, headersOnly bool) ([
 			if err != nil {
 				return nil, err
 			}
+			if info.Delivered.Consumer != received {
+				return nil, errGap
+			}
 			left = info.NumPending
 		}
 		if uint64(len(messages)) >= hi-lo+1 {
@@ -175,6 +182,10 @@ func (d *Desk) tryRange(ctx context.Context, lo, hi uint64, headersOnly bool) ([
 	}
 	return messages, nil
 }
+
+// Nothing is acknowledged, so what was on its way when a connection broke does not
+// come again.
+var errGap = errors.New("messages were lost with a connection")
 
 // pause waits, or returns why ctx has ended.
 func pause(ctx context.Context, how time.Duration) error {

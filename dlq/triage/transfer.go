@@ -194,8 +194,11 @@ func (d *Desk) importLine(ctx context.Context, line *exportLine) (present bool, 
 	if !isID(rec.ID) || rec.ID != line.ID {
 		return false, fmt.Errorf("%w: it is of dead letter %.100q, and its record of %.100q", ErrInvalid, line.ID, rec.ID)
 	}
+	if rec.ID != dlq.ID(rec.Stream, rec.StreamCreated, rec.Consumer, rec.StreamSequence) {
+		return false, fmt.Errorf("%w: dead letter %s is not the message that its record names", ErrInvalid, rec.ID)
+	}
 	for name := range line.Objects {
-		if !strings.HasPrefix(name, rec.ID) {
+		if name != rec.ID && !strings.HasPrefix(name, rec.ID+".") {
 			return false, fmt.Errorf("%w: object %.100q is not of dead letter %s", ErrInvalid, name, rec.ID)
 		}
 	}
