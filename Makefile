@@ -17,14 +17,15 @@ tool := go tool -modfile="$(CURDIR)/tools/go.mod"
 inner := $(filter-out tools,$(patsubst %/go.mod,%,$(wildcard */go.mod examples/*/go.mod)))
 
 # Settings of the tasks: make unit PKG=./mono RUN=TestStop
-PKG       ?= ./...
-RUN       ?=
-TIMEOUT   ?= 20m
-BENCH     ?= .
-BENCHTIME ?= 1s
-COUNT     ?= 1
-ROUNDS    ?= 10
-KILLS     ?= 200
+PKG         ?= ./...
+RUN         ?=
+TIMEOUT     ?= 20m
+BENCH       ?= .
+BENCHTIME   ?= 1s
+COUNT       ?= 1
+ROUNDS      ?= 10
+KILLS       ?= 200
+DEADLETTERS ?= 1000000
 
 .PHONY: help
 help: ## list the tasks
@@ -83,6 +84,13 @@ performance: ## measure against nats.go and write docs/performance.md
 		done; \
 	done && \
 	go run ./internal/perftable docs/performance.md < "$$dir/bench.txt"
+
+.PHONY: million
+million: ## measure the command with DEADLETTERS dead letters, 1 000 000, and write that into docs/performance.md
+	@echo "==> monotel dlq with $(DEADLETTERS) dead letters: about ten minutes, 2 GB in a temporary folder"
+	@dir="$$(mktemp -d)" && trap 'rm -rf "$$dir"' EXIT && \
+	{ MONOTEL_MILLION=$(DEADLETTERS) go test -run='^$$' -bench='^BenchmarkMillion$$' -benchtime=1x -timeout=0 ./internal/cli > "$$dir/bench.txt" || { cat "$$dir/bench.txt"; exit 1; }; } && \
+	go run ./internal/perftable -million docs/performance.md < "$$dir/bench.txt"
 
 .PHONY: docs
 docs: ## write the pages that are made from the code

@@ -75,12 +75,13 @@ func BenchmarkMillion(b *testing.B) {
 			b.ReportMetric(0, "ns/op")
 		})
 	}
-	once("what=read", func(b *testing.B) {
+	once("impl=read", func(b *testing.B) {
 		begin := time.Now()
 		readThrough(b, js, n)
 		b.ReportMetric(time.Since(begin).Seconds(), "s")
+		b.ReportMetric(float64(n), "entries")
 	})
-	once("what=groups", func(b *testing.B) {
+	once("impl=groups", func(b *testing.B) {
 		var groups []struct {
 			Count int `json:"count"`
 		}
@@ -88,14 +89,14 @@ func BenchmarkMillion(b *testing.B) {
 			b.Fatalf("there are %d groups, want 3: %v", len(groups), err)
 		}
 	})
-	once("what=ls50", func(b *testing.B) { monotel(b, "ls", "--limit", "50") })
-	once("what=where", func(b *testing.B) {
+	once("impl=ls50", func(b *testing.B) { monotel(b, "ls", "--limit", "50") })
+	once("impl=where", func(b *testing.B) {
 		out := monotel(b, "ls", "--where", `consumer == "billing" && error.contains("order 78 ") && age < duration("9000h")`, "--output", "ndjson")
 		if lines := bytes.Count(out, []byte("\n")); lines != 1 {
 			b.Fatalf("found %d, want 1", lines)
 		}
 	})
-	once("what=stats", func(b *testing.B) { monotel(b, "stats") })
+	once("impl=stats", func(b *testing.B) { monotel(b, "stats") })
 	replay := func(b *testing.B, messages int, args ...string) {
 		b.Helper()
 		var plan struct {
@@ -117,9 +118,9 @@ func BenchmarkMillion(b *testing.B) {
 		}
 		b.ReportMetric(float64(messages)/op.Ended.Sub(op.Started).Seconds(), "msg/s")
 	}
-	once("what=replay", func(b *testing.B) { replay(b, n/10) })
+	once("impl=replay", func(b *testing.B) { replay(b, n/10) })
 	for _, rate := range []int{100, 1000, 5000} {
-		once("what=replay"+strconv.Itoa(rate), func(b *testing.B) { replay(b, min(rate*10, n/10), "--rate", strconv.Itoa(rate)+"/s") })
+		once("impl=replay"+strconv.Itoa(rate), func(b *testing.B) { replay(b, min(rate*10, n/10), "--rate", strconv.Itoa(rate)+"/s") })
 	}
 }
 

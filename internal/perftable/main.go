@@ -3,6 +3,8 @@
 // file it is given, or on standard output when it is given none:
 //
 //	go test -run='^$' -bench=. ./mono ./telemetry/messaging | go run ./internal/perftable docs/performance.md
+//
+// With -million it writes the table of BenchmarkMillion instead.
 package main
 
 import (
@@ -144,6 +146,10 @@ func main() {
 }
 
 func run(args []string, in io.Reader, out io.Writer) error {
+	million := len(args) > 0 && args[0] == "-million"
+	if million {
+		args = args[1:]
+	}
 	if len(args) > 1 {
 		return fmt.Errorf("%d arguments given, want the file to write, or none", len(args))
 	}
@@ -151,23 +157,33 @@ func run(args []string, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("read benchmarks: %w", err)
 	}
-	sections := make([]docpage.Section, 0, len(tables))
-	var text []string
+	var sections []docpage.Section
 	var errs []error
-	for _, t := range tables {
-		rows, err := table(res, t)
-		errs = append(errs, err)
-		text = append(text, rows)
-		sections = append(sections, docpage.Section{Name: t.name, Target: "performance", Text: rows})
+	if million {
+		s, err := millionSection(res)
+		sections, errs = append(sections, s), append(errs, err)
+	} else {
+		for _, t := range tables {
+			rows, err := table(res, t)
+			errs = append(errs, err)
+			sections = append(sections, docpage.Section{Name: t.name, Target: "performance", Text: rows})
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if len(args) == 0 {
-		_, err = io.WriteString(out, strings.Join(text, "\n"))
-		return err
+	if len(args) == 1 {
+		return docpage.Update(args[0], sections...)
 	}
-	return docpage.Update(args[0], sections...)
+	for i, s := range sections {
+		if i > 0 {
+			s.Text = "\n" + s.Text
+		}
+		if _, err := io.WriteString(out, s.Text); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // results are what the benchmarks printed.
