@@ -393,6 +393,64 @@ func TestReplay_outcomeIsHeld(t *testing.T) {
 	}
 }
 
+// While outcomes cannot be stored not every message tries it: the first failure
+// holds those that come right after it, too.
+func TestReplay_outcomesPause(t *testing.T) {
+	t.Parallel()
+	const n = 60
+	var billing fixable
+	scrape := newScraper(t)
+	app := startAppWith(t, []mono.Option{scrape.option}, emitter("shop", monotestEvent(t)), ordersWith(t, mono.StreamConsumerConfig{
+		Stream:   mono.StreamConfig{Name: "orders"},
+		Consumer: mono.ConsumerConfig{Durable: "billing", AckWait: time.Minute},
+		Fetch:    mono.FetchConfig{BatchSize: n},
+		Retry:    mono.RetryPolicy{MaxAttempts: 1},
+	}, billing.handle))
+	r := newReplayer(t, jetStream(t, app))
+	for range n {
+		publishStored(t, app, nil)
+	}
+	dead := r.await(t, n, dlq.StateOpen)
+	settled(t, app, "orders", "billing")
+	for _, e := range dead {
+		r.claim(t, e, "op1")
+	}
+	s, err := r.js.Stream(within(t), "DLQ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := s.CachedInfo().Config
+	full := whole
+	full.MaxMsgs = 2 * n
+	if _, err := r.js.UpdateStream(within(t), full); err != nil {
+		t.Fatal(err)
+	}
+	var tries atomic.Int64
+	sub, err := app.Conn().Subscribe(whole.Subjects[0], func(*nats.Msg) { tries.Add(1) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	billing.fixed.Store(true)
+	r.addSubject(t, "orders", "billing")
+	r.addFilter(t, "orders", "billing")
+	for _, e := range dead {
+		r.send(t, r.message(e, "op1", nil))
+	}
+	eventually(t, func() bool { return scrape.text(t)["mono_dead_letters_capture_failures_total{}"] >= n }, "every outcome has failed once")
+	if got := tries.Load(); got < 1 || got > n/2 {
+		t.Errorf("%d outcomes of %d were tried while the stream was full, want few", got, n)
+	}
+	if _, err := r.js.UpdateStream(within(t), whole); err != nil {
+		t.Fatal(err)
+	}
+	r.await(t, n, dlq.StateResolved)
+	settled(t, app, "orders", "billing")
+	if got := len(billing.all()); got != 2*n {
+		t.Errorf("the handler got %d messages, want %d", got, 2*n)
+	}
+}
+
 // A process that ends between the outcome and the settlement leaves a message that
 // comes again. No handler sees it.
 func TestReplay_outcomeBeforeRestart(t *testing.T) {

@@ -4,7 +4,9 @@
 //	go run ./examples/orders
 //
 // What it gives up is in the dead-letter stream. With -open the program stays, so
-// that the command monotel can look at it and replay it.
+// that the command monotel can look at it and replay it. With -role it is one half of
+// the shop, for two processes on one NATS server; docs/demo.md shows them with all
+// that is around them.
 //
 // Package tracking emits the event, package notification consumes it over core
 // NATS, package audit through a durable consumer. They are what to copy; this
@@ -67,7 +69,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "orders: %v\nRun it with -help to see what can be set.\n", err)
 		return exitUsage
 	}
-	if err := runShop(ctx, o, stdout, stderr); err != nil {
+	switch {
+	case o.health != "":
+		err = checkHealth(ctx, o.health)
+	case o.role == roleShop:
+		err = runShop(ctx, o, stdout, stderr)
+	default:
+		err = runService(ctx, o, stderr)
+	}
+	if err != nil {
 		fmt.Fprintf(stderr, "orders: %v\n", err)
 		return exitFailed
 	}
@@ -76,6 +86,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // options is what can be set on the command line.
 type options struct {
+	role   string
+	http   string // address of a service's pages
+	health string // URL of a page to be looked at
+
 	period  time.Duration
 	rate    float64
 	server  string
@@ -109,6 +123,11 @@ func flags(o *options) *flag.FlagSet {
 	fs.StringVar(&o.metrics, "metrics", "", "serve metrics for Prometheus at this `address`, such as :9464; without a host, on\nloopback")
 	fs.BoolVar(&o.printTrace, "print-trace", false, "print the traces of one order at the end, instead of sending any to a collector")
 	fs.BoolVar(&o.verbose, "v", false, "show what the framework logs, on standard error")
+	fs.StringVar(&o.role, "role", roleShop, "be this `half` of the shop, emitter or consumers, until Ctrl-C, on the NATS server\n"+
+		"of -server or NATS_URL. NATS_USER and NATS_PASSWORD, or the file NATS_CREDS, say\n"+
+		"who it is there. The emitter takes orders by itself only if -rate is given")
+	fs.StringVar(&o.http, "http", "", "with -role: serve /healthz, /metrics and /orders, or /ledger, at this `address`;\nwithout a host, on loopback")
+	fs.StringVar(&o.health, "healthcheck", "", "do nothing but look whether the page at this `URL` is well, such as a service's\n/healthz")
 	return fs
 }
 
@@ -118,6 +137,8 @@ func parse(args []string) (options, error) {
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
+	given := make(map[string]bool)
+	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
 	var errs []error
 	if fs.NArg() > 0 {
 		errs = append(errs, fmt.Errorf("unexpected argument %q", fs.Arg(0)))
@@ -126,7 +147,8 @@ func parse(args []string) (options, error) {
 		errs = append(errs, fmt.Errorf("-for is %v, want 0 or more", o.period))
 	}
 	const most = 1000
-	if !(o.rate > 0 && o.rate <= most) { // also what is not a number
+	none := o.role == roleEmitter && o.rate == 0
+	if !(o.rate > 0 && o.rate <= most) && !none { // also what is not a number
 		errs = append(errs, fmt.Errorf("-rate is %v, want more than 0, up to %d", o.rate, most))
 	}
 	if o.server != "" && o.store != "" {
@@ -137,6 +159,9 @@ func parse(args []string) (options, error) {
 		errs = append(errs, err)
 	case o.server != "" && o.listen != "":
 		errs = append(errs, errors.New("-open=ADDRESS is for the embedded server: with -server use -open alone"))
+	}
+	if err := o.setRole(given); err != nil {
+		errs = append(errs, err)
 	}
 	return o, errors.Join(errs...)
 }
@@ -176,6 +201,12 @@ Examples:
   go run ./examples/orders -server nats://localhost:4222
         on your own NATS server, which keeps the stream "orders-audit"; run it twice
         at the same time and the two share the work
+
+  export NATS_URL=nats://localhost:4222
+  go run ./examples/orders -role consumers -http :8081
+  go run ./examples/orders -role emitter -http :8080
+  curl -d customer=anna -d amount=12.5 http://localhost:8080/orders
+        as two processes, with one trace across them
 `)
 }
 
@@ -254,7 +285,7 @@ func runShop(ctx context.Context, o options, stdout, stderr io.Writer) (err erro
 	if err := app.Start(start); err != nil {
 		return err
 	}
-	takeOrders(ctx, o, &shop{tracking: orders, bus: app.Bus(), screen: screen, tracer: ob.tracer()}, app)
+	takeOrders(ctx, o, &shop{tracking: orders, bus: app.Bus(), witness: screen, tracer: ob.tracer()}, screen, app)
 	switch {
 	case o.stay && ctx.Err() == nil:
 		stay(ctx, screen, ledger, newTour(ctx, o, d, app))
@@ -317,7 +348,7 @@ func delays() string {
 
 // takeOrders opens the shop, and waits a while for what is left to do. It
 // returns at once when ctx ends.
-func takeOrders(ctx context.Context, o options, s *shop, app *mono.App) {
+func takeOrders(ctx context.Context, o options, s *shop, screen *screen, app *mono.App) {
 	closing, cancel := ctx, context.CancelFunc(func() {})
 	if o.period > 0 {
 		closing, cancel = context.WithTimeout(ctx, o.period)
@@ -325,18 +356,18 @@ func takeOrders(ctx context.Context, o options, s *shop, app *mono.App) {
 	defer cancel()
 	s.open(closing, o.rate)
 	if ctx.Err() != nil {
-		s.screen.say("\nStopped: no more orders.")
+		screen.say("\nStopped: no more orders.")
 		return
 	}
 	wait, cancel := context.WithTimeout(ctx, retryTimeout)
 	defer cancel()
 	n, err := stored(wait, app)
 	if err == nil && n > 0 {
-		s.screen.say("\nTime is up: no more orders. Still to be dealt with: %d.\n", n)
+		screen.say("\nTime is up: no more orders. Still to be dealt with: %d.\n", n)
 		_, err = untilStored(wait, app, func(n int) bool { return n == 0 })
 	}
 	if err != nil {
-		s.screen.say("\nWill not wait for retries: %v", err)
+		screen.say("\nWill not wait for retries: %v", err)
 	}
 }
 

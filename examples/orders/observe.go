@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"time"
 
+	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
@@ -22,22 +22,21 @@ import (
 type observation struct {
 	tel     *telemetry.Telemetry // nil when nobody asked
 	book    *traceBook           // nil unless a trace is to be printed
-	server  *http.Server         // nil unless metrics are served
-	served  chan error
-	metrics string // URL
+	page    *webServer           // nil unless metrics are served by themselves
+	metrics string               // URL of the page
 }
 
 // observe starts what the flags and the environment ask for.
-func observe(ctx context.Context, o options) (*observation, error) {
+func observe(ctx context.Context, o options, more ...telemetry.Option) (*observation, error) {
 	ob := &observation{}
 	toCollector := os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") != "" || os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") != "" ||
 		os.Getenv("OTEL_TRACES_EXPORTER") != ""
-	if !toCollector && o.metrics == "" && !o.printTrace {
+	if !toCollector && o.metrics == "" && !o.printTrace && o.http == "" {
 		return ob, nil
 	}
 	// In a program of its own the global set-up would do, and nothing would have to
 	// be passed on. The tests run several shops in one process.
-	opts := []telemetry.Option{telemetry.WithServiceName("orders"), telemetry.WithoutGlobals()}
+	opts := append([]telemetry.Option{telemetry.WithServiceName(o.name()), telemetry.WithoutGlobals()}, more...)
 	switch {
 	case o.printTrace:
 		ob.book = &traceBook{}
@@ -58,27 +57,16 @@ func observe(ctx context.Context, o options) (*observation, error) {
 	return ob, nil
 }
 
-// serve answers scrapes. An address without a host is on loopback: whoever can
-// reach the page can read it.
+// serve answers scrapes.
 func (ob *observation) serve(ctx context.Context, address string) error {
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return fmt.Errorf("-metrics: %w", err)
-	}
-	if host == "" {
-		host = "127.0.0.1"
-	}
-	lis, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(host, port))
+	page, err := listenHTTP(ctx, address)
 	if err != nil {
 		return fmt.Errorf("-metrics: %w", err)
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", ob.tel.MetricsHandler())
-	const patience = 5 * time.Second
-	ob.server = &http.Server{Handler: mux, ReadHeaderTimeout: patience}
-	ob.served = make(chan error, 1)
-	ob.metrics = "http://" + lis.Addr().String() + "/metrics"
-	go func() { ob.served <- ob.server.Serve(lis) }()
+	page.serve(mux, func(error) {}) // stop returns it
+	ob.page, ob.metrics = page, page.url()+"/metrics"
 	return nil
 }
 
@@ -102,6 +90,14 @@ func (ob *observation) tracer() trace.Tracer {
 	return ob.tel.TracerProvider().Tracer(name)
 }
 
+// propagator reads the trace context of requests.
+func (ob *observation) propagator() propagation.TextMapPropagator {
+	if ob.tel == nil {
+		return propagation.TraceContext{} // as an App does
+	}
+	return ob.tel.Propagator()
+}
+
 // logs adds trace IDs to what is logged.
 func (ob *observation) logs(h slog.Handler) slog.Handler {
 	if ob.tel == nil {
@@ -116,20 +112,12 @@ func (ob *observation) stop(ctx context.Context) error {
 		forScrape    = time.Second     // for one that is under way
 		forCollector = 5 * time.Second // for one that does not answer
 	)
-	ctx = context.WithoutCancel(ctx)
 	var errs []error
-	if ob.server != nil {
-		ctx, cancel := context.WithTimeout(ctx, forScrape)
-		defer cancel()
-		if err := ob.server.Shutdown(ctx); err != nil {
-			errs = append(errs, err, ob.server.Close())
-		}
-		if err := <-ob.served; !errors.Is(err, http.ErrServerClosed) {
-			errs = append(errs, err)
-		}
+	if ob.page != nil {
+		errs = append(errs, ob.page.stop(ctx, forScrape))
 	}
 	if ob.tel != nil {
-		ctx, cancel := context.WithTimeout(ctx, forCollector)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forCollector)
 		defer cancel()
 		errs = append(errs, ob.tel.Shutdown(ctx))
 	}

@@ -224,7 +224,7 @@ func (t tour) show(s *screen) {
 // stay keeps the program running when the shop has closed, so that there is time to
 // look at what was given up, and somebody there to handle it again.
 func stay(ctx context.Context, s *screen, l *ledger, t tour) {
-	l.repair()
+	l.set(repaired)
 	s.say(`
 The shop is closed, and its ledger repaired: it answers every order now. What was
 given up is in the stream %s. Try in another terminal:`, dlq.Config{}.StreamName())

@@ -131,14 +131,14 @@ func (s *screen) garbage() {
 }
 
 // published counts a publish, and shows one that went wrong.
-func (s *screen) published(garbage bool, err error) {
+func (s *screen) published(customer string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case err != nil:
 		s.count.refused++
 		s.line("tracking", "", red, "not published", err.Error())
-	case garbage:
+	case customer == nobody:
 		s.count.garbage++
 	default:
 		s.count.orders++

@@ -2,12 +2,9 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
-	"sync"
 	"time"
 
-	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/monotel/monotel/examples/orders/tracking"
@@ -34,8 +31,17 @@ var customers = []string{"anna", felix, "ben", hugo, "carla", nobody, "david", i
 type shop struct {
 	tracking *tracking.Module
 	bus      mono.EventBus
-	screen   *screen
+	witness  witness
 	tracer   trace.Tracer
+}
+
+// A witness sees what is published.
+type witness interface {
+	// garbage is called before something is sent that is no order.
+	garbage()
+	// published is called when an order of the customer is stored, or could not be;
+	// of nobody when it was no order.
+	published(customer string, err error)
 }
 
 // open lets customers in, perSecond of them, until ctx ends.
@@ -55,14 +61,14 @@ func (s *shop) open(ctx context.Context, perSecond float64) {
 
 func (s *shop) serve(ctx context.Context, customer string) {
 	if customer == nobody {
-		s.screen.garbage()
+		s.witness.garbage()
 		// Half an order, past the typed definition, as another program may send
 		// it.
 		_, err := s.bus.PublishStream(ctx, &mono.Msg{
 			Subject: tracking.OrderCreatedV1.ToBase().Subject,
 			Data:    []byte(`{"order_id": "7", "amount": `),
 		})
-		s.screen.published(true, err)
+		s.witness.published(nobody, err)
 		return
 	}
 	// As the span of an HTTP request would be. What happens to the order is below
@@ -70,73 +76,14 @@ func (s *shop) serve(ctx context.Context, customer string) {
 	ctx, span := s.tracer.Start(ctx, "take order", trace.WithAttributes(keyCustomer.String(customer)))
 	defer span.End()
 	amount := float64(1+rand.IntN(100_00)) / 100 //nolint:gosec // nobody gains by guessing it
-	id, err := s.tracking.CreateOrder(ctx, customer, amount)
-	if err == nil {
+	if id, err := s.take(ctx, customer, amount); err == nil {
 		span.SetAttributes(keyOrder.String(id))
 	}
-	s.screen.published(false, err)
 }
 
-// A ledgerError is one of few things that go wrong. Its ErrorType is the
-// attribute error.type of spans and metrics, so that they can be told apart.
-type ledgerError struct{ kind, text string }
-
-func (e *ledgerError) Error() string     { return e.text }
-func (e *ledgerError) ErrorType() string { return e.kind }
-
-var (
-	errBusy     = &ledgerError{"ledger_busy", "the ledger is busy"}
-	errNoAnswer = &ledgerError{"ledger_no_answer", "the ledger does not answer"}
-)
-
-// A ledger is where audited orders are written, with the troubles of real ones.
-type ledger struct {
-	tracer trace.Tracer
-
-	mu       sync.Mutex
-	written  map[string]bool
-	attempts map[string]int // at orders that are not written yet
-	repaired bool           // it answers everybody
-}
-
-func newLedger(tracer trace.Tracer) *ledger {
-	return &ledger{tracer: tracer, written: make(map[string]bool), attempts: make(map[string]int)}
-}
-
-func (l *ledger) write(ctx context.Context, order tracking.OrderCreatedEvent) error {
-	_, span := l.tracer.Start(ctx, "write ledger", trace.WithSpanKind(trace.SpanKindClient))
-	defer span.End()
-	err := l.try(order)
-	if err != nil {
-		span.SetStatus(codes.Error, err.Error())
-	}
-	return err
-}
-
-// repair ends the troubles of the ledger. Those of its customers stay.
-func (l *ledger) repair() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.repaired = true
-}
-
-func (l *ledger) try(order tracking.OrderCreatedEvent) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.written[order.OrderID] {
-		return nil // it came twice
-	}
-	l.attempts[order.OrderID]++
-	switch n := l.attempts[order.OrderID]; {
-	case order.CustomerID == ivan:
-		return mono.Permanent(fmt.Errorf("%s has no account", order.CustomerID))
-	case l.repaired:
-	case order.CustomerID == felix && n <= 1, order.CustomerID == greta && n <= 2:
-		return errBusy
-	case order.CustomerID == hugo:
-		return errNoAnswer
-	}
-	delete(l.attempts, order.OrderID)
-	l.written[order.OrderID] = true
-	return nil
+// take takes an order, and returns its ID.
+func (s *shop) take(ctx context.Context, customer string, amount float64) (string, error) {
+	id, err := s.tracking.CreateOrder(ctx, customer, amount)
+	s.witness.published(customer, err)
+	return id, err
 }
