@@ -15,6 +15,8 @@ tool := go tool -modfile="$(CURDIR)/tools/go.mod"
 
 # Modules inside this one, as far as they exist. tools has no code of its own.
 inner := $(filter-out tools,$(patsubst %/go.mod,%,$(wildcard */go.mod examples/*/go.mod)))
+# These only pin programs of others.
+pinned := $(patsubst %/go.mod,%,$(wildcard dashboards/tools/go.mod e2e/images/*/go.mod))
 
 # Settings of the tasks: make unit PKG=./mono RUN=TestStop
 PKG         ?= ./...
@@ -29,13 +31,13 @@ DEADLETTERS ?= 1000000
 
 .PHONY: help
 help: ## list the tasks
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  unit, race, bench and cover take PKG=./mono, RUN=TestName, TIMEOUT=10m;"
 	@echo "  bench takes BENCH=Name, BENCHTIME=1s and COUNT=10 as well."
 
 .PHONY: test
-test: race-ready check-fmt check-tidy vet lint build allocs race ## the whole check: what must pass before a change lands
+test: race-ready check-fmt check-tidy vet lint build allocs race modules e2e ## the whole check: what must pass before a change lands
 
 .PHONY: unit
 unit: ## only the tests, without the race detector
@@ -60,7 +62,26 @@ fmt: ## format the code
 
 .PHONY: tidy
 tidy: ## tidy go.mod and go.sum of every module
-	@for m in . tools $(inner); do echo "==> tidy $$m"; (cd "$$m" && go mod tidy) || exit 1; done
+	@for m in . tools $(inner) $(pinned); do echo "==> tidy $$m"; (cd "$$m" && go mod tidy) || exit 1; done
+
+.PHONY: modules
+modules: ## only the tests of the modules inside this one, but for e2e; promtool is built the first time, which takes minutes
+	@for m in $(filter-out e2e,$(inner)); do echo "==> run the tests of $$m"; (cd "$$m" && go test -timeout=$(TIMEOUT) ./...) || exit 1; done
+
+.PHONY: images
+images: ## build the programs and the images of the end-to-end run from Go modules, about 15 minutes the first time
+	@e2e/images/build $(if $(filter process,$(E2E_RUNTIME)),--binaries-only)
+
+# Without a Docker engine the same programs run as local processes.
+.PHONY: e2e
+e2e: export E2E_RUNTIME := $(or $(E2E_RUNTIME),$(shell docker info >/dev/null 2>&1 && echo docker || echo process))
+e2e: images ## start the whole stack and look at it from outside: Jaeger, Prometheus, faults
+	@echo "==> run the end-to-end tests ($(E2E_RUNTIME))"
+	@cd e2e && go test -count=1 -timeout=$(TIMEOUT) -run='$(RUN)' -v . ./images/wget
+
+.PHONY: demo
+demo: ## start the demo of docs/demo.md, and say where it is; DEMO_IMAGES=built does without a registry, and without Grafana
+	@deploy/demo $(DEMO_IMAGES)
 
 .PHONY: chaos
 chaos: ## kill a consumer's process KILLS times, for each kind of stream, and look for what is lost
@@ -91,6 +112,11 @@ million: ## measure the command with DEADLETTERS dead letters, 1 000 000, and wr
 	@dir="$$(mktemp -d)" && trap 'rm -rf "$$dir"' EXIT && \
 	{ MONOTEL_MILLION=$(DEADLETTERS) go test -run='^$$' -bench='^BenchmarkMillion$$' -benchtime=1x -timeout=0 ./internal/cli > "$$dir/bench.txt" || { cat "$$dir/bench.txt"; exit 1; }; } && \
 	go run ./internal/perftable -million docs/performance.md < "$$dir/bench.txt"
+
+.PHONY: dashboards
+dashboards: ## write the boards, the rules and the list of their queries from the code
+	@echo "==> write dashboards"
+	@cd dashboards && go run .
 
 .PHONY: docs
 docs: ## write the pages that are made from the code

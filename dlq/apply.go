@@ -3,6 +3,7 @@ package dlq
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -20,17 +21,19 @@ var ErrEntryChanged = errors.New("the dead letter was changed meanwhile")
 // ErrStreamFull reports a dead-letter stream that takes no more.
 var ErrStreamFull = errors.New("the dead-letter stream is full")
 
-// Codes of the server for a stream that is at a limit.
+// Codes of the server for a stream or an account that is at a limit.
 const (
 	codeStreamStoreFailed = 10077 // maximum bytes or messages exceeded, with discard new
-	codeResourcesExceeded = 10023
+	codeResourcesExceeded = 10023 // the server's store
+	codeAccountExceeded   = 10002
 )
 
 // IsFull reports whether the server refused a message because a limit of the
 // stream or the account is reached.
 func IsFull(err error) bool {
 	api, ok := errors.AsType[*jetstream.APIError](err)
-	return ok && slices.Contains([]jetstream.ErrorCode{codeStreamStoreFailed, codeResourcesExceeded, codeNoRoom}, api.ErrorCode)
+	return ok && slices.Contains([]jetstream.ErrorCode{codeStreamStoreFailed, codeResourcesExceeded, codeAccountExceeded, codeNoRoom},
+		api.ErrorCode)
 }
 
 // SubjectOf is where an entry is stored.
@@ -38,11 +41,14 @@ func (s *Store) SubjectOf(r *Record) string { return s.Subject(r.Stream, r.Consu
 
 // Change stores a change of an entry and applies it to e. It is stored only if
 // nobody else has changed the entry since e was read: else that is an
-// [ErrEntryChanged]. [ErrStreamFull] is another. c.From and c.Time are filled in. more are further
-// headers.
+// [ErrEntryChanged]. [ErrStreamFull] is another. c.From and c.Time are filled in.
+// more are further headers.
 //
 // To discard is to replace all that is stored on the entry's subject by a trace
-// of it. What was put elsewhere is deleted afterwards.
+// of it. What was put elsewhere is deleted afterwards. If the stream is full, its
+// limit is raised until the trace is stored, for which the user must be allowed to
+// update the stream; if that cannot be done, nothing is discarded, and the
+// [ErrStreamFull] says what to do.
 func (s *Store) Change(ctx context.Context, e *Entry, c Change, more nats.Header) error {
 	c.From = e.State
 	if c.Time.IsZero() {
@@ -62,7 +68,7 @@ func (s *Store) Change(ctx context.Context, e *Entry, c Change, more nats.Header
 	}
 	ack, err := s.publishChange(ctx, msg, e.Last)
 	if IsFull(err) && c.Kind == ChangeDiscarded {
-		ack, err = s.discardFromFull(ctx, msg, e)
+		ack, err = s.discardFromFull(ctx, msg, e, err)
 	}
 	if err != nil {
 		return fmt.Errorf("dead letter %s: %s: %w", e.ID, c.Kind, err)
@@ -88,18 +94,215 @@ func (s *Store) publishChange(ctx context.Context, msg *nats.Msg, last uint64) (
 	return ack, err
 }
 
-// discardFromFull makes the room that the trace needs by deleting the record
-// first: the server refuses the trace before it removes what that replaces.
-// Nobody can change the entry in between, as the stream takes nothing.
-func (s *Store) discardFromFull(ctx context.Context, msg *nats.Msg, e *Entry) (*jetstream.PubAck, error) {
-	if err := s.deleteMsg(ctx, s.cfg.StreamName(), e.Sequence); err != nil {
+// discardFromFull raises the limits of a full stream until the trace is stored:
+// the server has no room for it before it removes what that replaces, and nothing
+// else may be removed before the trace is there. Others may take the room first,
+// which makes another try, with more. full is why the trace was refused.
+func (s *Store) discardFromFull(ctx context.Context, msg *nats.Msg, e *Entry, full error) (ack *jetstream.PubAck, err error) {
+	const tries = 8
+	if api, ok := errors.AsType[*jetstream.APIError](full); ok && api.ErrorCode != codeStreamStoreFailed {
+		return nil, fmt.Errorf("%w: nothing was discarded, since what stays of it has no room in the account or on its server: make room there, "+
+			"such as by purging another stream, or %s", full, s.withoutTrace(e))
+	}
+	// Whether it is stored or not, and also when ctx has ended. If it fails, or the
+	// process ends before, the stream holds a little more than it should until the
+	// next who needs room puts it right.
+	defer func() { _ = s.lowerLimits(context.WithoutCancel(ctx)) }()
+	for try := range tries {
+		if err := s.raiseLimits(ctx, storedSize(msg), 1<<try); err != nil {
+			return nil, fmt.Errorf("%w: nothing was discarded, since its limit cannot be raised for what stays of it: %w; or %s",
+				full, err, s.withoutTrace(e))
+		}
+		ack, err = s.publishChange(ctx, msg, e.Last)
+		if !errors.Is(err, ErrStreamFull) {
+			return ack, err
+		}
+	}
+	return nil, fmt.Errorf("%w: nothing was discarded, since others take the room at once that is made for what stays of it: try again, or "+
+		"raise the limit of the stream", err)
+}
+
+// withoutTrace is what somebody can do who needs room more than a trace.
+func (s *Store) withoutTrace(e *Entry) string {
+	return fmt.Sprintf("delete it so that nothing stays of it, and the same message can come again: `nats stream rmm %s %d`",
+		s.cfg.StreamName(), e.Sequence)
+}
+
+// storedSize is no less than what the message takes in a stream, in bytes.
+func storedSize(msg *nats.Msg) int64 {
+	const more = 512 // what the server keeps of each, and the headers that steer the publish
+	return int64(len(msg.Subject) + wireSize(msg.Header) + len(msg.Data) + more)
+}
+
+// Limits are those of a stream: 0 and less are none.
+type limits struct {
+	MaxBytes int64 `json:"max_bytes"`
+	MaxMsgs  int64 `json:"max_msgs"`
+}
+
+// keyRaised is the stream's metadata for a raise that is not put back.
+const keyRaised = "monotel.dlq.raised"
+
+// A raise is what becomes of the limits for a moment. It is kept in the stream
+// itself, so that they do not stay raised when the process ends, nor do those of
+// several processes add up.
+type raise struct {
+	From limits `json:"from"`
+	To   limits `json:"to"`
+}
+
+// raiseOf reads the raise that a stream's metadata has, or nil.
+func raiseOf(metadata map[string]string) *raise {
+	r := &raise{}
+	if json.Unmarshal([]byte(metadata[keyRaised]), r) != nil {
+		return nil
+	}
+	return r
+}
+
+// before returns the limits as they were. One that is not what it was raised to
+// was changed by somebody since, and stays.
+func (r *raise) before(now limits) limits {
+	if r == nil {
+		return now
+	}
+	if now.MaxBytes == r.To.MaxBytes {
+		now.MaxBytes = r.From.MaxBytes
+	}
+	if now.MaxMsgs == r.To.MaxMsgs {
+		now.MaxMsgs = r.From.MaxMsgs
+	}
+	return now
+}
+
+// A room is what a stream has, and how much of it is taken.
+type room struct {
+	config      map[string]json.RawMessage // all of it: a newer server's may have more than we know
+	metadata    map[string]string
+	limits      limits
+	discard     string
+	bytes, msgs int64
+}
+
+func (s *Store) readRoom(ctx context.Context) (*room, error) {
+	var resp struct {
+		Config map[string]json.RawMessage `json:"config"`
+		State  struct {
+			Bytes int64 `json:"bytes"`
+			Msgs  int64 `json:"messages"`
+		} `json:"state"`
+	}
+	if err := s.api(ctx, opStreamInfo, s.cfg.StreamName(), none{}, &resp); err != nil {
 		return nil, err
 	}
-	last := e.Last
-	if last == e.Sequence {
-		last = 0
+	r := &room{config: resp.Config, bytes: resp.State.Bytes, msgs: resp.State.Msgs}
+	for key, into := range map[string]any{
+		"max_bytes": &r.limits.MaxBytes, "max_msgs": &r.limits.MaxMsgs, "discard": &r.discard, "metadata": &r.metadata,
+	} {
+		if raw, ok := resp.Config[key]; ok {
+			if err := json.Unmarshal(raw, into); err != nil {
+				return nil, fmt.Errorf("configuration of stream %q: %w", s.cfg.StreamName(), err)
+			}
+		}
 	}
-	return s.publishChange(ctx, msg, last)
+	return r, nil
+}
+
+// setLimits updates the stream, with a raise to remember or nil. The server has no
+// way to say "if it is still as I have read it": what somebody else changes within
+// this round trip is overwritten, which is why it is made only when a stream is
+// full, and right after the reading.
+func (s *Store) setLimits(ctx context.Context, r *room, to limits, note *raise) error {
+	metadata := maps.Clone(r.metadata)
+	delete(metadata, keyRaised)
+	if note != nil {
+		if metadata == nil {
+			metadata = make(map[string]string)
+		}
+		text, err := json.Marshal(note)
+		if err != nil {
+			return err
+		}
+		metadata[keyRaised] = string(text)
+	}
+	config := maps.Clone(r.config)
+	for key, value := range map[string]any{"max_bytes": to.MaxBytes, "max_msgs": to.MaxMsgs, "metadata": metadata} {
+		raw, err := json.Marshal(value)
+		if err != nil {
+			return err
+		}
+		config[key] = raw
+	}
+	var resp none
+	return s.api(ctx, "STREAM.UPDATE.", s.cfg.StreamName(), config, &resp)
+}
+
+var errBeyond = errors.New("it holds much more than its limit already, as when others take all the room that is made")
+
+// raiseLimits makes room for a trace of so many bytes, if there is not. factor is
+// how much more than that it makes. The error says what to do.
+func (s *Store) raiseLimits(ctx context.Context, bytes, factor int64) error {
+	r, err := s.readRoom(ctx)
+	if err != nil {
+		return err
+	}
+	was := raiseOf(r.metadata).before(r.limits)
+	// A raise for each of many dead letters, of which captures take all they can
+	// get, must not make the limits worthless.
+	const part, leastBytes, leastMsgs = 16, 64 << 10, 64
+	most := limits{MaxBytes: was.MaxBytes + max(was.MaxBytes/part, leastBytes), MaxMsgs: was.MaxMsgs + max(was.MaxMsgs/part, leastMsgs)}
+	var to limits
+	var bytesFit, msgsFit bool
+	to.MaxBytes, bytesFit = raisedTo(r.limits.MaxBytes, r.bytes+bytes, r.bytes+bytes*factor, most.MaxBytes)
+	to.MaxMsgs, msgsFit = raisedTo(r.limits.MaxMsgs, r.msgs+1, r.msgs+factor, most.MaxMsgs)
+	byHand := fmt.Sprintf("raise it, such as with `nats stream edit %s", s.cfg.StreamName())
+	if was.MaxBytes > 0 {
+		byHand += fmt.Sprintf(" --max-bytes %d", 2*max(was.MaxBytes, r.bytes))
+	}
+	if was.MaxMsgs > 0 {
+		byHand += fmt.Sprintf(" --max-msgs %d", 2*max(was.MaxMsgs, r.msgs))
+	}
+	byHand += "`"
+	switch {
+	case !bytesFit || !msgsFit:
+		return fmt.Errorf("%w; %s", errBeyond, byHand)
+	case to == r.limits:
+		return nil
+	}
+	err = s.setLimits(ctx, r, to, &raise{From: was, To: to})
+	if _, ok := errors.AsType[*jetstream.APIError](err); ok {
+		return fmt.Errorf("%w; raise what the account may store, or lower the limit of another stream by %d bytes", err, bytes)
+	}
+	if err != nil {
+		return fmt.Errorf("%w; %s", err, byHand)
+	}
+	return nil
+}
+
+// raisedTo is a limit with room for what is needed, and for what is wished as far
+// as that is no more than most. It is not ok if there would be too little.
+func raisedTo(limit, needed, wished, most int64) (to int64, ok bool) {
+	switch {
+	case limit <= 0 || wished <= limit:
+		return limit, true
+	case needed > max(limit, most):
+		return limit, false
+	}
+	return max(limit, min(wished, most)), true
+}
+
+// lowerLimits puts back what was raised, by whomever. Nothing is dropped by that:
+// a stream that refuses new messages may hold more than its limit.
+func (s *Store) lowerLimits(ctx context.Context) error {
+	r, err := s.readRoom(ctx)
+	if err != nil {
+		return err
+	}
+	note := raiseOf(r.metadata)
+	if note == nil || r.discard != "new" {
+		return nil
+	}
+	return s.setLimits(ctx, r, note.before(r.limits), nil)
 }
 
 // tombstone is what stays of a discarded record: what it takes to know it again.

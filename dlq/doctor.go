@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -36,8 +37,9 @@ type Finding struct {
 	// "max_deliver", "backoff", "max_ack_pending", "paused",
 	// "stream_without_max_bytes", "discard_old", "max_age", "server_version",
 	// "dlq_missing", "dlq_conflict", "dlq_config", "dlq_near_limit",
-	// "dlq_objects_near_limit", "dlq_max_age", "dlq_not_replicated",
-	// "advisory_stream_missing" or "unreadable".
+	// "dlq_objects_near_limit", "dlq_limit_raised", "dlq_max_age",
+	// "dlq_not_replicated" or "advisory_stream_missing"; or what was not checked
+	// and why not, see Incomplete: "not_permitted" or "unreadable".
 	Check string
 
 	Stream   string // empty if it is about no single stream
@@ -47,10 +49,17 @@ type Finding struct {
 	Count    uint64 // of zombies, of consumers and the like; 0 if nothing is counted
 }
 
+// Incomplete reports whether the finding is that something was not checked: only
+// without one of these, no finding means that all is well.
+func (f *Finding) Incomplete() bool {
+	return f.Check == checkNotPermitted || f.Check == checkUnreadable
+}
+
 const (
-	checkZombies     = "zombies"
-	checkUnreadable  = "unreadable"
-	checkDLQNearFull = "dlq_near_limit"
+	checkZombies      = "zombies"
+	checkNotPermitted = "not_permitted"
+	checkUnreadable   = "unreadable"
+	checkDLQNearFull  = "dlq_near_limit"
 
 	// The object store of jetstream keeps a bucket in a stream of this name.
 	objectStreamPrefix = "OBJ_"
@@ -83,9 +92,12 @@ const (
 // looks as if it had left messages behind, and up to a few seconds to look at all
 // of these again.
 // Zombies are counted exactly if their consumer is quiet meanwhile. Of one that
-// never rests, those that are more than it has in flight are found. What cannot be read is a finding of its own and hides nothing else.
-// When ctx ends, or the streams cannot be listed, Doctor returns an error and
-// what it has found until then.
+// never rests, those that are more than it has in flight are found.
+//
+// What cannot be read, or what this user may not ask for, is a finding of its own
+// and hides nothing else, see [Finding.Incomplete]. When ctx ends, or the streams
+// cannot be listed for another reason than a missing permission, Doctor returns an
+// error and what it has found until then.
 func (s *Store) Doctor(ctx context.Context) ([]Finding, error) {
 	d := &doctor{s: s}
 	err := d.run(ctx)
@@ -112,30 +124,53 @@ type doctor struct {
 	replicated string // that stream
 }
 
+// command is a command line of monotel, for a remedy.
+func (d *doctor) command(args string) string {
+	if name := d.s.cfg.StreamName(); name != defaultStream {
+		args += " --stream " + name
+	}
+	return "`monotel dlq " + args + "`"
+}
+
 func (d *doctor) add(f Finding) { d.findings = append(d.findings, f) }
 
 func (d *doctor) unreadable(stream, consumer string, err error) {
+	if refused, ok := errors.AsType[*refusedError](err); ok {
+		d.notPermitted(stream, consumer, refused)
+		return
+	}
 	d.add(Finding{
 		Severity: SeverityWarning, Check: checkUnreadable, Stream: stream, Consumer: consumer,
 		Detail: fmt.Sprintf("it could not be read, so nothing is known of it: %v", err),
-		Remedy: "See whether it has a leader with `nats stream report`, and whether this user may ask for it; then run the doctor again.",
+		Remedy: "See with `nats stream report` whether it has a leader, and run " + d.command("doctor") + " again.",
+	})
+}
+
+func (d *doctor) notPermitted(stream, consumer string, refused *refusedError) {
+	unchecked := map[string]string{
+		opStreamNames: "which streams there are. Of all but the dead-letter stream and those that belong to it, nothing was checked",
+		opStreamInfo:  "the stream's configuration, limits and state, nor its consumers",
+		opConsumerList: "whether the stream's consumers are paused, give up messages (max_deliver, backoff), are stalled " +
+			"(max_ack_pending) or have left messages behind (zombies)",
+		opConsumerInfo: "whether the consumer is stalled (max_ack_pending) or has left messages behind (zombies)",
+		opMessageGet:   "whether the consumer has left messages behind (zombies)",
+	}[refused.op]
+	d.add(Finding{
+		Severity: SeverityWarning, Check: checkNotPermitted, Stream: stream, Consumer: consumer,
+		Detail: fmt.Sprintf("the server refused a request of this user on %s. Not checked: %s", refused.subject, unchecked),
+		Remedy: fmt.Sprintf("Allow the user to publish to %s, or run %s as another.", refused.subject, d.command("doctor")),
 	})
 }
 
 // unreadableOnce is for a stream that may have been in the list.
 func (d *doctor) unreadableOnce(stream string, err error) {
-	if !slices.ContainsFunc(d.findings, func(f Finding) bool { return f.Check == checkUnreadable && f.Stream == stream }) {
+	if !slices.ContainsFunc(d.findings, func(f Finding) bool { return f.Incomplete() && f.Stream == stream && f.Consumer == "" }) {
 		d.unreadable(stream, "", err)
 	}
 }
 
 func (d *doctor) run(ctx context.Context) error {
 	d.serverVersion(d.s.nc.ConnectedServerVersion())
-	if _, err := d.s.streamInfo(ctx, AdvisoryStream); err == nil {
-		d.bridged = true
-	} else if !errors.Is(err, jetstream.ErrStreamNotFound) {
-		d.bridged = true // it may be there; if it is in the list, that is where it is reported
-	}
 	if err := d.streams(ctx); err != nil {
 		return err
 	}
@@ -145,7 +180,8 @@ func (d *doctor) run(ctx context.Context) error {
 		d.add(Finding{
 			Severity: SeverityWarning, Check: "advisory_stream_missing", Stream: AdvisoryStream, Count: d.finite,
 			Detail: fmt.Sprintf("%d consumers have a MaxDeliver, and nothing stores the server's word that a message is given up", d.finite),
-			Remedy: fmt.Sprintf("Run the advisory bridge, which makes stream %s.", AdvisoryStream),
+			Remedy: "Set External of dlq.Config, for WithDeadLetters, in one App: it then runs the advisory bridge, which makes this stream " +
+				"and captures what the server gives up.",
 		})
 	}
 	if err := d.lookAgain(ctx); err != nil {
@@ -157,10 +193,22 @@ func (d *doctor) run(ctx context.Context) error {
 // streams asks for names and then for each stream: a list of infos waits for the
 // slowest and leaves out who does not answer.
 func (d *doctor) streams(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx) // ends the lister if this returns early
-	defer cancel()
-	names := d.s.js.StreamNames(ctx)
-	for name := range names.Name() {
+	names, err := d.s.streamNames(ctx)
+	refused, ok := errors.AsType[*refusedError](err)
+	switch {
+	case ok:
+		d.notPermitted("", "", refused)
+		names = []string{d.s.cfg.StreamName(), objectStreamPrefix + d.s.cfg.bucketName(), AdvisoryStream}
+	case err != nil:
+		return fmt.Errorf("list streams: %w", err)
+	}
+	d.bridged = slices.Contains(names, AdvisoryStream)
+	if ok {
+		// If it cannot be read, it may be there, and is reported below.
+		_, err := d.s.streamInfo(ctx, AdvisoryStream)
+		d.bridged = !errors.Is(err, jetstream.ErrStreamNotFound)
+	}
+	for _, name := range names {
 		info, err := d.s.streamInfo(ctx, name)
 		switch {
 		case ctx.Err() != nil:
@@ -172,9 +220,6 @@ func (d *doctor) streams(ctx context.Context) error {
 			d.stream(info)
 			d.consumers(ctx, info)
 		}
-	}
-	if err := names.Err(); err != nil {
-		return fmt.Errorf("list streams: %w", err)
 	}
 	return nil
 }
@@ -192,7 +237,8 @@ func (d *doctor) stream(info *jetstream.StreamInfo) {
 			Severity: SeverityWarning, Check: "stream_without_max_bytes", Stream: c.Name,
 			Detail: fmt.Sprintf("it has no MaxBytes and holds %d bytes: it can take the whole store, and then every stream refuses, "+
 				"the dead-letter stream too", info.State.Bytes),
-			Remedy: fmt.Sprintf("Set MaxBytes, such as with `nats stream edit %s --max-bytes 1GiB`.", c.Name),
+			Remedy: fmt.Sprintf("Set MaxBytes, to more than it is ever to hold, such as with `nats stream edit %s --max-bytes %dGiB`.",
+				c.Name, 1+2*info.State.Bytes>>30),
 		})
 	}
 	if !loses(c) {
@@ -204,15 +250,21 @@ func (d *doctor) stream(info *jetstream.StreamInfo) {
 			limits = append(limits, fmt.Sprintf("%s %d", name, n))
 		}
 	}
-	limit("MaxBytes", c.MaxBytes)
-	limit("MaxMsgs", c.MaxMsgs)
-	limit("MaxMsgsPerSubject", c.MaxMsgsPerSubject)
-	if c.Discard == jetstream.DiscardOld && len(limits) > 0 {
+	if c.Discard == jetstream.DiscardOld {
+		limit("MaxBytes", c.MaxBytes)
+		limit("MaxMsgs", c.MaxMsgs)
+	}
+	refuse := "--discard new"
+	if c.MaxMsgsPerSubject > 0 && !c.DiscardNewPerSubject { // whatever Discard says
+		limit("MaxMsgsPerSubject", c.MaxMsgsPerSubject)
+		refuse += " --discard-per-subject"
+	}
+	if len(limits) > 0 {
 		d.add(Finding{
 			Severity: SeverityWarning, Check: "discard_old", Stream: c.Name,
 			Detail: fmt.Sprintf("at %s it drops the oldest message, handled or not, and tells nobody; it holds %d messages, %d bytes",
 				strings.Join(limits, " or "), info.State.Msgs, info.State.Bytes),
-			Remedy: fmt.Sprintf("Let it refuse new messages instead: `nats stream edit %s --discard new`.", c.Name),
+			Remedy: fmt.Sprintf("Let it refuse new messages instead: `nats stream edit %s %s`.", c.Name, refuse),
 		})
 	}
 	if c.MaxAge > 0 {
@@ -373,7 +425,8 @@ func (d *doctor) consumer(stream jetstream.StreamConfig, i *jetstream.ConsumerIn
 			Severity: SeverityNotice, Check: "backoff", Stream: i.Stream, Consumer: i.Name,
 			Detail: fmt.Sprintf("its BackOff ends after %d steps and its MaxDeliver is unlimited: a message that always fails comes "+
 				"back every %v for ever", n, c.BackOff[n-1]),
-			Remedy: "Let its code count attempts and give up, as the consumers of package mono do.",
+			Remedy: "Have its code count attempts, with the message's NumDelivered, and terminate what has failed too often, as an App's " +
+				"consumers do: a MaxDeliver would leave it behind.",
 		})
 	}
 }
@@ -386,8 +439,9 @@ func (d *doctor) maxDeliver(stream jetstream.StreamConfig, i *jetstream.Consumer
 	}
 	f.Detail = fmt.Sprintf("its MaxDeliver is %d, with nothing in reserve: a message whose last delivery fails, or whose handler crashes, %s",
 		i.Config.MaxDeliver, then)
-	f.Remedy = fmt.Sprintf("Set MaxDeliver to unlimited and let its code count attempts, as the consumers of package mono do: "+
-		"`nats consumer edit %s %s --max-deliver=-1`; or run the advisory bridge, which captures what the server gives up.", i.Stream, i.Name)
+	f.Remedy = fmt.Sprintf("Have its code count attempts, as an App's consumers do, and make MaxDeliver unlimited: "+
+		"`nats consumer edit %s %s --max-deliver=-1`; or set External of dlq.Config in an App, which then captures what the server gives up.",
+		i.Stream, i.Name)
 	if d.bridged {
 		f.Severity = SeverityNotice
 		f.Detail += fmt.Sprintf("; stream %s is there, so it is captured as long as the advisory bridge runs", AdvisoryStream)
@@ -653,8 +707,15 @@ func (d *doctor) walked(ctx context.Context, p *suspect) error {
 func (d *doctor) zombies(p *suspect, n uint64, atLeast bool, first uint64, others []string) {
 	f := Finding{
 		Severity: SeverityCritical, Check: checkZombies, Stream: p.stream, Consumer: p.name, Count: n,
-		Remedy: fmt.Sprintf("Capture them as dead letters and delete them: Store.CaptureZombies for stream %s and consumer %s; "+
-			"or delete and make the consumer again, which delivers them again.", p.stream, p.name),
+		// No command does it.
+		Remedy: fmt.Sprintf("Have a program capture them as dead letters, which deletes them here: CaptureZombies(ctx, %q, %q) of a dlq.Store.",
+			p.stream, p.name),
+	}
+	if p.interest {
+		f.Remedy += " Do not delete the consumer: the server then deletes what only it still has to handle."
+	} else {
+		f.Remedy += fmt.Sprintf(" Or delete the consumer (`nats consumer rm %s %s`) and have its program make it again, from the first "+
+			"message on: it then gets them again.", p.stream, p.name)
 	}
 	count := fmt.Sprintf("%d messages", n)
 	if atLeast {
@@ -673,8 +734,9 @@ func (d *doctor) zombies(p *suspect, n uint64, atLeast bool, first uint64, other
 			names += ", …"
 		}
 		f.Detail += "; the server does not tell who gave them up: it may also have been " + names
-		f.Remedy = fmt.Sprintf("Capture them as dead letters of each of these consumers: Store.CaptureZombies for stream %s and "+
-			"consumer %s, and then the others.", p.stream, p.name)
+		f.Remedy = fmt.Sprintf("Have a program capture them as dead letters of each of these consumers, which deletes them here: "+
+			"CaptureZombies(ctx, %q, %q) of a dlq.Store, and the same with each of the others. Do not delete a consumer: the server then "+
+			"deletes what only that one still has to handle.", p.stream, p.name)
 	}
 	d.add(f)
 }
@@ -687,7 +749,7 @@ func (d *doctor) deadLetterStream(ctx context.Context) {
 		d.add(Finding{
 			Severity: SeverityCritical, Check: "dlq_missing", Stream: name,
 			Detail: "there is no dead-letter stream: nothing can be captured",
-			Remedy: "Start an app that has dead letters, or call Store.Provision; both make it.",
+			Remedy: "Start an App that has dead letters: it makes the stream. If it has another name, say so with --stream.",
 		})
 		return
 	case err != nil:
@@ -698,7 +760,8 @@ func (d *doctor) deadLetterStream(ctx context.Context) {
 	if err := d.s.conflict(c); err != nil {
 		d.add(Finding{
 			Severity: SeverityCritical, Check: "dlq_conflict", Stream: name, Detail: err.Error(),
-			Remedy: "Set Stream.Name of dlq.Config to a stream of its own, or change this one.",
+			Remedy: fmt.Sprintf("Put right what is named with `nats stream edit %s`; or leave it to its other purpose, and set Stream.Name of "+
+				"dlq.Config, for WithDeadLetters, to another name in all Apps.", name),
 		})
 	}
 	if !c.AllowDirect || !c.AllowRollup {
@@ -706,15 +769,17 @@ func (d *doctor) deadLetterStream(ctx context.Context) {
 			Severity: SeverityWarning, Check: "dlq_config", Stream: name,
 			Detail: fmt.Sprintf("AllowDirect is %t and AllowRollup is %t, want both: dead letters are read slowly and cannot be discarded",
 				c.AllowDirect, c.AllowRollup),
-			Remedy: fmt.Sprintf("Call Store.Provision, or `nats stream edit %s --allow-direct --allow-rollup`.", name),
+			Remedy: fmt.Sprintf("Allow both: `nats stream edit %s --allow-direct --allow-rollup`. An App does so, too, when it starts.", name),
 		})
 	}
 	d.nearLimit(checkDLQNearFull, info, "dead letters")
+	d.raised(c)
 	if c.MaxAge > 0 {
 		d.add(Finding{
 			Severity: SeverityWarning, Check: "dlq_max_age", Stream: name,
 			Detail: fmt.Sprintf("dead letters vanish after %v, whether anybody has seen them or not; it holds %d messages", c.MaxAge, info.State.Msgs),
-			Remedy: fmt.Sprintf("Remove MaxAge and let it be emptied by replaying and discarding: `nats stream edit %s --max-age 0s`.", name),
+			Remedy: fmt.Sprintf("Remove MaxAge: `nats stream edit %s --max-age 0s`. What is done with, %s throws away.",
+				name, d.command("discard --all --state resolved")),
 		})
 	}
 	if c.Replicas < d.replicas {
@@ -722,9 +787,33 @@ func (d *doctor) deadLetterStream(ctx context.Context) {
 			Severity: SeverityWarning, Check: "dlq_not_replicated", Stream: name,
 			Detail: fmt.Sprintf("it has %d replicas, and stream %s has %d: one lost disk loses the dead letters of messages that would "+
 				"have survived", c.Replicas, d.replicated, d.replicas),
-			Remedy: fmt.Sprintf("Give it as many: `nats stream edit %s --replicas %d`.", name, d.replicas),
+			Remedy: fmt.Sprintf("Give it as many: `nats stream edit %s --replicas %d`, and the same for %s%s, if that is there.",
+				name, d.replicas, objectStreamPrefix, d.s.cfg.bucketName()),
 		})
 	}
+}
+
+// raised is what a process leaves behind that ends while it discards.
+func (d *doctor) raised(c jetstream.StreamConfig) {
+	was := raiseOf(c.Metadata).before(limits{MaxBytes: c.MaxBytes, MaxMsgs: c.MaxMsgs})
+	var more, flags []string
+	for _, l := range []struct {
+		unit, flag string
+		now, was   int64
+	}{{"bytes", "--max-bytes", c.MaxBytes, was.MaxBytes}, {"messages", "--max-msgs", c.MaxMsgs, was.MaxMsgs}} {
+		if l.now != l.was {
+			more = append(more, fmt.Sprintf("%d %s in place of %d", l.now, l.unit, l.was))
+			flags = append(flags, fmt.Sprintf("%s %d", l.flag, l.was))
+		}
+	}
+	if len(more) == 0 {
+		return
+	}
+	d.add(Finding{
+		Severity: SeverityNotice, Check: "dlq_limit_raised", Stream: c.Name,
+		Detail: fmt.Sprintf("it may hold %s: a dead letter is discarded while it is full, or that was interrupted", strings.Join(more, " and ")),
+		Remedy: fmt.Sprintf("If nobody is at that, put it back: `nats stream edit %s %s`. That drops nothing.", c.Name, strings.Join(flags, " ")),
+	})
 }
 
 // objectStore holds what is too large for a record. It is made when it is needed.
@@ -742,17 +831,17 @@ func (d *doctor) objectStore(ctx context.Context) {
 
 func (d *doctor) nearLimit(check string, info *jetstream.StreamInfo, what string) {
 	const near, full = 80, 95 // percent
-	used, of := 0.0, ""
-	measure := func(have uint64, limit int64, unit string) {
+	used, of, more := 0.0, "", ""
+	measure := func(have uint64, limit int64, unit, flag string) {
 		if limit <= 0 {
 			return
 		}
 		if p := 100 * float64(have) / float64(limit); p > used {
-			used, of = p, fmt.Sprintf("%d of %d %s", have, limit, unit)
+			used, of, more = p, fmt.Sprintf("%d of %d %s", have, limit, unit), fmt.Sprintf("%s %d", flag, 2*limit)
 		}
 	}
-	measure(info.State.Bytes, info.Config.MaxBytes, "bytes")
-	measure(info.State.Msgs, info.Config.MaxMsgs, "messages")
+	measure(info.State.Bytes, info.Config.MaxBytes, "bytes", "--max-bytes")
+	measure(info.State.Msgs, info.Config.MaxMsgs, "messages", "--max-msgs")
 	if used < near {
 		return
 	}
@@ -760,7 +849,8 @@ func (d *doctor) nearLimit(check string, info *jetstream.StreamInfo, what string
 		Severity: SeverityWarning, Check: check, Stream: info.Config.Name, Count: info.State.Msgs,
 		Detail: fmt.Sprintf("it is %.0f %% full: %s. When it is full, %s cannot be captured and stay in their own streams, "+
 			"where they are tried again and again", used, of, what),
-		Remedy: fmt.Sprintf("Replay or discard dead letters, or raise the limit: `nats stream edit %s`.", info.Config.Name),
+		Remedy: fmt.Sprintf("Discard what is done with, such as with %s (%s lists it), or raise the limit: `nats stream edit %s %s`.",
+			d.command("discard --all --state resolved"), d.command("discard --all --state resolved --dry-run"), info.Config.Name, more),
 	}
 	if used >= full {
 		f.Severity = SeverityCritical
@@ -959,23 +1049,25 @@ func (s *Store) settle(ctx context.Context, p *suspect, m *storedMsg) error {
 	return err
 }
 
-// streamInfo asks for a stream, within a bound of its own.
-func (s *Store) streamInfo(ctx context.Context, name string) (*jetstream.StreamInfo, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	stream, err := s.js.Stream(ctx, name)
-	if err != nil {
-		return nil, fmt.Errorf("stream %q: %w", name, err)
-	}
-	return stream.CachedInfo(), nil
+// What is asked of the JetStream API. A name follows, but for the first.
+const (
+	opStreamNames  = "STREAM.NAMES"
+	opStreamInfo   = "STREAM.INFO."
+	opConsumerList = "CONSUMER.LIST."
+	opConsumerInfo = "CONSUMER.INFO."
+	opMessageGet   = "STREAM.MSG.GET."
+)
+
+// A refusedError reports a request that this user may not make.
+type refusedError struct {
+	op      string // one of the above, or the subject after the prefix
+	subject string
 }
 
-// api asks the JetStream API for what package jetstream does not offer: push
-// consumers like any other, messages from the leader only, lists that go on after
-// one that is missing.
-func (s *Store) api(ctx context.Context, subject string, req, resp any) error {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
+func (e *refusedError) Error() string { return "no permission to publish to " + e.subject }
+
+// apiSubject is the subject of a request.
+func (s *Store) apiSubject(op, name string) string {
 	prefix := jetstream.DefaultAPIPrefix
 	switch opts := s.js.Options(); {
 	case opts.Domain != "":
@@ -983,11 +1075,102 @@ func (s *Store) api(ctx context.Context, subject string, req, resp any) error {
 	case opts.APIPrefix != "":
 		prefix = strings.TrimSuffix(opts.APIPrefix, ".") + "."
 	}
+	return prefix + op + name
+}
+
+// violation is what the server has refused last on the connection, or nil.
+func (s *Store) violation() error {
+	if err := s.nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) {
+		return err
+	}
+	return nil
+}
+
+// permitted makes a request within a bound of its own. That it is refused, the
+// server says beside it, to the connection: the request itself would only time
+// out. If others on the connection are refused at the same moment, it still may.
+func (s *Store) permitted(ctx context.Context, op, name string, request func(ctx context.Context, subject string) error) error {
+	const look = 10 * time.Millisecond
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	subject := s.apiSubject(op, name)
+	before := s.violation()
+	refused := func() bool {
+		now := s.violation()
+		another := now != nil && now != before //nolint:errorlint // is it this very refusal?
+		return another && strings.Contains(now.Error(), fmt.Sprintf("Publish to %q", subject))
+	}
+	var looking sync.WaitGroup
+	looking.Go(func() {
+		t := time.NewTicker(look)
+		defer t.Stop()
+		for !refused() {
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.C:
+			}
+		}
+		cancel()
+	})
+	err := request(ctx, subject)
+	cancel()
+	looking.Wait()
+	if err != nil && refused() {
+		return &refusedError{op: op, subject: subject}
+	}
+	return err
+}
+
+// streamInfo asks for a stream.
+func (s *Store) streamInfo(ctx context.Context, name string) (info *jetstream.StreamInfo, err error) {
+	err = s.permitted(ctx, opStreamInfo, name, func(ctx context.Context, _ string) error {
+		stream, err := s.js.Stream(ctx, name)
+		if err == nil {
+			info = stream.CachedInfo()
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("stream %q: %w", name, err)
+	}
+	return info, nil
+}
+
+// streamNames lists the streams of the account.
+func (s *Store) streamNames(ctx context.Context) ([]string, error) {
+	type page struct {
+		Offset int `json:"offset"`
+	}
+	var names []string
+	for {
+		var resp struct {
+			Total   int      `json:"total"`
+			Streams []string `json:"streams"`
+		}
+		if err := s.api(ctx, opStreamNames, "", page{Offset: len(names)}, &resp); err != nil {
+			return nil, err
+		}
+		names = append(names, resp.Streams...)
+		if len(resp.Streams) == 0 || len(names) >= resp.Total {
+			return names, nil
+		}
+	}
+}
+
+// api asks the JetStream API for what package jetstream does not offer: push
+// consumers like any other, messages from the leader only, lists that go on after
+// one that is missing.
+func (s *Store) api(ctx context.Context, op, name string, req, resp any) error {
 	data, err := json.Marshal(req)
 	if err != nil {
 		return err
 	}
-	msg, err := s.nc.RequestWithContext(ctx, prefix+subject, data)
+	var msg *nats.Msg
+	err = s.permitted(ctx, op, name, func(ctx context.Context, subject string) error {
+		msg, err = s.nc.RequestWithContext(ctx, subject, data)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -995,13 +1178,13 @@ func (s *Store) api(ctx context.Context, subject string, req, resp any) error {
 		Error *jetstream.APIError `json:"error"`
 	}
 	if err := json.Unmarshal(msg.Data, &failed); err != nil {
-		return fmt.Errorf("answer to %s: %w", subject, err)
+		return fmt.Errorf("answer to %s: %w", s.apiSubject(op, name), err)
 	}
 	if failed.Error != nil {
 		return failed.Error
 	}
 	if err := json.Unmarshal(msg.Data, resp); err != nil {
-		return fmt.Errorf("answer to %s: %w", subject, err)
+		return fmt.Errorf("answer to %s: %w", s.apiSubject(op, name), err)
 	}
 	return nil
 }
@@ -1010,7 +1193,7 @@ type none struct{}
 
 func (s *Store) consumerInfo(ctx context.Context, stream, name string) (*jetstream.ConsumerInfo, error) {
 	info := &jetstream.ConsumerInfo{}
-	return info, s.api(ctx, "CONSUMER.INFO."+stream+"."+name, none{}, info)
+	return info, s.api(ctx, opConsumerInfo, stream+"."+name, none{}, info)
 }
 
 // consumerInfos calls f for each consumer and bad for each that does not answer or
@@ -1028,7 +1211,7 @@ func (s *Store) consumerInfos(ctx context.Context, stream string, f func(*jetstr
 			Missing   []string          `json:"missing"`
 			Offline   map[string]string `json:"offline"`
 		}
-		if err := s.api(ctx, "CONSUMER.LIST."+stream, page{Offset: offset}, &resp); err != nil {
+		if err := s.api(ctx, opConsumerList, stream, page{Offset: offset}, &resp); err != nil {
 			return err
 		}
 		for _, raw := range resp.Consumers {
@@ -1069,14 +1252,14 @@ func (s *Store) stored(ctx context.Context, v *view) (uint64, error) {
 	}
 	if len(v.filters) == 0 {
 		var resp response
-		err := s.api(ctx, "STREAM.INFO."+v.stream, request{}, &resp)
+		err := s.api(ctx, opStreamInfo, v.stream, request{}, &resp)
 		return resp.State.Msgs, err
 	}
 	var n uint64
 	for _, filter := range v.filters {
 		for offset := 0; ; { // a page has up to 100 000 subjects
 			var resp response
-			if err := s.api(ctx, "STREAM.INFO."+v.stream, request{Filter: filter, Offset: offset}, &resp); err != nil {
+			if err := s.api(ctx, opStreamInfo, v.stream, request{Filter: filter, Offset: offset}, &resp); err != nil {
 				return 0, err
 			}
 			for _, msgs := range resp.State.Subjects {
@@ -1110,7 +1293,7 @@ func (s *Store) next(ctx context.Context, stream, subject string, from uint64) (
 	var resp struct {
 		Message *storedMsg `json:"message"`
 	}
-	err := s.api(ctx, "STREAM.MSG.GET."+stream, request{Sequence: from, Subject: subject}, &resp)
+	err := s.api(ctx, opMessageGet, stream, request{Sequence: from, Subject: subject}, &resp)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return nil, nil //nolint:nilnil // there is none, which is no error
 	}
@@ -1159,5 +1342,5 @@ func (s *Store) deleteMsg(ctx context.Context, stream string, seq uint64) error 
 		NoErase  bool   `json:"no_erase"`
 	}
 	var resp none
-	return s.api(ctx, "STREAM.MSG.DELETE."+stream, request{Sequence: seq, NoErase: true}, &resp)
+	return s.api(ctx, "STREAM.MSG.DELETE.", stream, request{Sequence: seq, NoErase: true}, &resp)
 }

@@ -256,6 +256,17 @@ func TestStore_Doctor_configuration(t *testing.T) {
 			want: dlq.Finding{Severity: dlq.SeverityWarning, Check: "discard_old"},
 		},
 		{
+			name: "a work queue drops the oldest of a subject, and else refuses",
+			give: jetstream.StreamConfig{MaxBytes: 1 << 20, Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 2, Retention: jetstream.WorkQueuePolicy},
+			want: dlq.Finding{Severity: dlq.SeverityWarning, Check: "discard_old"},
+		},
+		{
+			name: "a work queue refuses what is too much for a subject",
+			give: jetstream.StreamConfig{
+				MaxBytes: 1 << 20, Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 2, DiscardNewPerSubject: true, Retention: jetstream.WorkQueuePolicy,
+			},
+		},
+		{
 			name: "a log drops the oldest, as it should",
 			give: jetstream.StreamConfig{MaxBytes: 1 << 20},
 		},
@@ -404,6 +415,29 @@ func TestStore_Doctor_deadLetterStream(t *testing.T) {
 			t.Fatal(err)
 		}
 		doctorWant(t, s.doctor(t), of(dlq.SeverityWarning, "dlq_near_limit", 1))
+	})
+	t.Run("raised limit", func(t *testing.T) {
+		t.Parallel()
+		s := setupDoctorWith(t, dlq.Config{Stream: jetstream.StreamConfig{
+			MaxBytes: 2000, MaxMsgs: 10,
+			Metadata: map[string]string{"monotel.dlq.raised": `{"from":{"max_bytes":1000,"max_msgs":10},"to":{"max_bytes":2000,"max_msgs":10}}`},
+		}})
+		got := s.doctor(t)
+		doctorWant(t, got, of(dlq.SeverityNotice, "dlq_limit_raised", 0))
+		if !strings.Contains(got[0].Detail, "2000 bytes in place of 1000") || !strings.Contains(got[0].Remedy, "`nats stream edit DLQ --max-bytes 1000`") {
+			t.Errorf("it does not say how to put it back: %+v", got[0])
+		}
+		// By somebody else it was changed on purpose.
+		st, err := s.js.Stream(doctorContext(t), "DLQ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := st.CachedInfo().Config
+		cfg.MaxBytes = 3000
+		if _, err := s.js.UpdateStream(doctorContext(t), cfg); err != nil {
+			t.Fatal(err)
+		}
+		doctorWant(t, s.doctor(t))
 	})
 	t.Run("objects near the limit", func(t *testing.T) {
 		t.Parallel()
@@ -1136,4 +1170,69 @@ func TestStore_zombiesOfAConsumerThatNeverRests(t *testing.T) {
 	doctorAck(t, slow...)
 	doctorWant(t, s.found(t, "zombies"), zombies("WORK", "a", n))
 	s.capture(t, "WORK", "a", n)
+}
+
+// TestStore_Doctor_zombieRemedies follows what the findings say can be done, and
+// what is not to be done.
+func TestStore_Doctor_zombieRemedies(t *testing.T) {
+	t.Parallel()
+	s := setupDoctor(t)
+	s.stream(t, jetstream.StreamConfig{Name: "WORK", Retention: jetstream.WorkQueuePolicy})
+	s.stream(t, jetstream.StreamConfig{Name: "INTEREST", Retention: jetstream.InterestPolicy})
+	for _, stream := range []string{"WORK", "INTEREST"} {
+		c := s.consumer(t, stream, jetstream.ConsumerConfig{Durable: "c", MaxDeliver: 2})
+		s.publish(t, strings.ToLower(stream)+".a", 2)
+		doctorExhaust(t, c, 0)
+	}
+	got := s.found(t, "zombies")
+	doctorWant(t, got, zombies("INTEREST", "c", 2), zombies("WORK", "c", 2))
+	for i, want := range []string{"Do not delete the consumer", "`nats consumer rm WORK c`"} {
+		if !strings.Contains(got[i].Remedy, want) || !strings.Contains(got[i].Remedy, fmt.Sprintf("CaptureZombies(ctx, %q, \"c\")", got[i].Stream)) {
+			t.Errorf("remedy %d does not say %q: %s", i, want, got[i].Remedy)
+		}
+	}
+	for _, stream := range []string{"WORK", "INTEREST"} {
+		if err := s.js.DeleteConsumer(doctorContext(t), stream, "c"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := s.stored(t, "INTEREST"); n != 0 {
+		t.Errorf("the interest stream keeps %d messages of a consumer that was deleted: the remedy warns for nothing", n)
+	}
+	doctorFetch(t, s.consumer(t, "WORK", jetstream.ConsumerConfig{Durable: "c"}), 2)
+}
+
+// TestStore_Doctor_remedies has no remedy that an operator cannot follow: it names
+// a command, a setting or, where there is neither, the call.
+func TestStore_Doctor_remedies(t *testing.T) {
+	t.Parallel()
+	until := time.Now().Add(time.Hour)
+	s := setupDoctorWith(t, dlq.Config{Stream: jetstream.StreamConfig{Name: "LETTERS", MaxBytes: 10 << 10, MaxAge: time.Hour}})
+	s.stream(t, jetstream.StreamConfig{Name: "WORK", Retention: jetstream.WorkQueuePolicy, MaxBytes: 1 << 20, MaxAge: time.Hour, MaxMsgsPerSubject: 9})
+	s.stream(t, jetstream.StreamConfig{Name: "LOG", MaxBytes: -1})
+	s.consumer(t, "WORK", jetstream.ConsumerConfig{Durable: "c", MaxDeliver: 3, PauseUntil: &until})
+	s.consumer(t, "LOG", jetstream.ConsumerConfig{Durable: "c", BackOff: []time.Duration{time.Hour}})
+	if _, err := s.js.Publish(doctorContext(t), "monotel.dlq.LETTERS.a", make([]byte, 9<<10)); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"paused":                   "`nats consumer resume WORK c`",
+		"max_deliver":              "`nats consumer edit WORK c --max-deliver=-1`",
+		"backoff":                  "NumDelivered",
+		"discard_old":              "`nats stream edit WORK --discard new --discard-per-subject`",
+		"max_age":                  "`nats stream edit WORK --max-age 0s`",
+		"stream_without_max_bytes": "`nats stream edit LOG --max-bytes 1GiB`",
+		"dlq_near_limit":           "`monotel dlq discard --all --state resolved --stream LETTERS`",
+		"dlq_max_age":              "`nats stream edit LETTERS --max-age 0s`",
+		"advisory_stream_missing":  "Set External of dlq.Config",
+	}
+	for _, f := range s.doctor(t) {
+		if w, ok := want[f.Check]; !ok || !strings.Contains(f.Remedy, w) {
+			t.Errorf("the remedy for %s does not say %q: %s", f.Check, w, f.Remedy)
+		}
+		delete(want, f.Check)
+	}
+	for check := range want {
+		t.Errorf("%s is not found", check)
+	}
 }

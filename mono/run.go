@@ -36,7 +36,8 @@ type run struct {
 	js     jetstream.JetStream
 	async  *asyncPublisher
 
-	dead *deadLetters // nil: there are none
+	dead      *deadLetters // nil: there are none
+	openGauge *openGauge   // nil, too
 
 	tel       *messaging.Telemetry
 	polls     sync.WaitGroup

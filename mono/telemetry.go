@@ -70,8 +70,11 @@ const (
 )
 
 func (r *run) startPolls() {
-	if len(r.streams) == 0 {
+	if len(r.streams) == 0 && r.dead == nil {
 		return
+	}
+	if r.dead != nil {
+		r.openGauge = r.newOpenGauge()
 	}
 	ctx, cancel := context.WithCancel(r.base)
 	r.stopPolls = cancel
@@ -85,10 +88,14 @@ func (r *run) forgetPolls() {
 	for _, c := range r.streams {
 		c.tel.SetState(nil)
 	}
+	if r.dead != nil {
+		r.tel.SetOpenDeadLetters(r.dead.stream, nil)
+	}
 }
 
-// pollConsumers asks the server about each durable consumer while somebody
-// collects metrics. It ends with ctx. What cannot be asked stays as it was.
+// pollConsumers asks the server about each durable consumer, and about open dead
+// letters, while somebody collects metrics. It ends with ctx. What cannot be asked
+// stays as it was.
 func (r *run) pollConsumers(ctx context.Context) {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
@@ -113,6 +120,7 @@ func (r *run) pollConsumers(ctx context.Context) {
 		for _, c := range r.streams {
 			c.poll(ctx)
 		}
+		r.pollDeadLetters(ctx)
 	}
 }
 

@@ -147,6 +147,8 @@ func (d *Desk) apply(ctx context.Context, e *dlq.Entry, c dlq.Change) error {
 	switch {
 	case errors.Is(err, dlq.ErrEntryChanged):
 		return d.changed(ctx, e)
+	case errors.Is(err, dlq.ErrStreamFull) && c.Kind == dlq.ChangeDiscarded: // it says what to do
+		return fmt.Errorf("%w: %w", ErrFull, err)
 	case errors.Is(err, dlq.ErrStreamFull):
 		return fmt.Errorf("%w: raise its limit, such as with `nats stream edit %s --max-bytes 2GiB`, or discard what is not needed: %w",
 			ErrFull, d.cfg.Stream, err)

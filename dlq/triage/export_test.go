@@ -13,7 +13,7 @@ import (
 func MarkStarted(t *testing.T, d *Desk, id string) {
 	t.Helper()
 	_, err := d.change(t.Context(), id, func(s *stored) error {
-		s.Status, s.Started, s.Runner, s.RunnerUntil = StatusRunning, time.Now(), "dead", time.Now()
+		s.Status, s.Started, s.Runner = StatusRunning, time.Now(), "dead"
 		return nil
 	})
 	if err != nil {
@@ -32,3 +32,25 @@ func GroupAll(fingerprint func(*dlq.Entry) string, n int, e *dlq.Entry) []Group 
 	}
 	return g.result()
 }
+
+// TakeOver makes another run of the same actor, in a process of the same number,
+// the runner of an operation.
+func TakeOver(t *testing.T, d *Desk, id string) {
+	t.Helper()
+	_, err := d.change(t.Context(), id, func(s *stored) error {
+		s.Runner = runnerName(d.cfg.Actor)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// DeadAtOnce reports whether a runner that has been silent for so long, by the
+// server's clock, counts as dead without being watched.
+func DeadAtOnce(silent time.Duration) bool {
+	return new(watch).dead(&stored{revision: 1, silent: silent})
+}
+
+// Lease is how long a runner is watched.
+const Lease = lease

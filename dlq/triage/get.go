@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/synadia-io/orbit.go/jetstreamext"
@@ -109,31 +111,61 @@ func (d *Desk) getAt(ctx context.Context, subject string) (*dlq.Entry, error) {
 	return e, errors.Join(errs...)
 }
 
-// messagesOf calls f for the messages of a subject, oldest first.
+// messagesOf calls f for the messages of a subject, oldest first. A few megabytes
+// of them are read at a time.
 func (d *Desk) messagesOf(ctx context.Context, subject string, f func(*message)) error {
 	const batch = 100
-	for from := uint64(1); ; {
-		all, err := jetstreamext.GetBatch(ctx, d.js, d.cfg.Stream, batch,
-			jetstreamext.GetBatchSeq(from), jetstreamext.GetBatchSubject(subject))
+	silent := 0
+	for from, left := uint64(1), uint64(1); left > 0; {
+		n, err := d.someOf(ctx, subject, from, batch, time.Duration(silent+1)*fetchWait, func(m *message, behind uint64) {
+			from, left = m.sequence+1, behind
+			f(m)
+		})
+		if errors.Is(err, jetstreamext.ErrNoMessages) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
-		n := 0
-		for m, err := range all {
-			switch {
-			case errors.Is(err, jetstreamext.ErrNoMessages):
-				return nil
-			case err != nil:
-				return err
-			}
-			n++
-			from = m.Sequence + 1
-			f(&message{subject: m.Subject, header: m.Header, data: m.Data, sequence: m.Sequence, stored: m.Time})
+		if n > 0 {
+			silent = 0
+			continue
 		}
-		if n < batch {
-			return nil
+		silent++
+		if silent == scanTries {
+			return errStalled
 		}
 	}
+	return nil
+}
+
+// someOf calls f for the next messages of a subject and how many are behind it, as
+// far as they come in time. It returns how many have come.
+func (d *Desk) someOf(
+	ctx context.Context, subject string, from uint64, batch int, wait time.Duration, f func(m *message, behind uint64),
+) (n int, err error) {
+	within, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	all, err := jetstreamext.GetBatch(within, d.js, d.cfg.Stream, batch,
+		jetstreamext.GetBatchSeq(from), jetstreamext.GetBatchSubject(subject), jetstreamext.GetBatchMaxBytes(aimedBytes))
+	if err != nil {
+		return 0, err
+	}
+	for m, err := range all {
+		if err != nil {
+			return n, err
+		}
+		behind, err := strconv.ParseUint(m.Header.Get("Nats-Num-Pending"), 10, 64)
+		if err != nil {
+			return n, fmt.Errorf("answer to a batched get: %w", err)
+		}
+		n++
+		f(&message{subject: m.Subject, header: m.Header, data: m.Data, sequence: m.Sequence, stored: m.Time}, behind)
+	}
+	if ctx.Err() != nil {
+		return n, context.Cause(ctx)
+	}
+	return n, nil
 }
 
 // ids lists the IDs of all dead letters.

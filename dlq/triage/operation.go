@@ -174,21 +174,22 @@ const (
 type Operation struct {
 	Plan
 
-	Status      Status    `json:"status"`
-	Why         string    `json:"why,omitempty"`    // it is paused, stopped or cancelled
-	Runner      string    `json:"runner,omitempty"` // the process that runs it, as user@host/pid
-	RunnerUntil time.Time `json:"runner_until,omitzero"`
-	Started     time.Time `json:"started,omitzero"`
-	Ended       time.Time `json:"ended,omitzero"`
+	Status  Status    `json:"status"`
+	Why     string    `json:"why,omitempty"`    // it is paused, stopped or cancelled, or is to be
+	Runner  string    `json:"runner,omitempty"` // the run that has it, as user@host/pid-xxxxxxxx
+	Started time.Time `json:"started,omitzero"`
+	Ended   time.Time `json:"ended,omitzero"`
 
 	Claimed     int            `json:"claimed"` // entries that were taken in hand
 	Resolved    int            `json:"resolved"`
 	FailedAgain int            `json:"failed_again"`
-	Sent        int            `json:"sent"`     // to others than the consumer that failed
-	Released    int            `json:"released"` // taken in hand, and given back unsent
-	Skipped     map[string]int `json:"skipped,omitempty"`
-	Remaining   int            `json:"remaining"` // not tried yet
-	NewSince    int            `json:"new_since"` // dead letters that came since the selection was frozen
+	Sent        int            `json:"sent"`              // to others than the consumer that failed
+	Released    int            `json:"released"`          // taken in hand, and given back unsent
+	Skipped     map[string]int `json:"skipped,omitempty"` // by why; some of them were given back before
+	Remaining   int            `json:"remaining"`         // neither sent, or about to be, nor skipped
+	NewSince    int            `json:"new_since"`         // dead letters that came since the selection was frozen
+
+	silent time.Duration // since its runner was heard of, by the server's clock
 }
 
 // InFlight is how many are sent, or about to be, and have no outcome yet.
@@ -197,9 +198,7 @@ func (o *Operation) InFlight() int {
 }
 
 // Interrupted reports whether its process has ended without saying so.
-func (o *Operation) Interrupted() bool {
-	return o.Status == StatusRunning && time.Now().After(o.RunnerUntil)
-}
+func (o *Operation) Interrupted() bool { return o.Status == StatusRunning && o.silent >= lease }
 
 func (o *Operation) skipped() int {
 	n := 0
@@ -219,6 +218,18 @@ type counted struct {
 	Sent        int    `json:"sent"`
 	Released    int    `json:"released"`
 	New         int    `json:"new"`
+
+	// Skipped are those of the released that cannot be sent, by why. They are
+	// counted here, and not with those that were skipped before they were claimed:
+	// so the claim and what became of it are always seen in their order.
+	Skipped map[string]int `json:"skipped,omitempty"`
+}
+
+// clone is a copy that does not change with n.
+func (n *counted) clone() counted {
+	c := *n
+	c.Skipped = maps.Clone(n.Skipped)
+	return c
 }
 
 // add counts one message.
@@ -242,39 +253,71 @@ func (n *counted) add(m *message, operation string) {
 		n.Sent++
 	case dlq.ChangeReleased:
 		n.Released++
+		if c, err := dlq.DecodeChange(m.header, nil); err == nil && !strings.HasPrefix(c.Reason, whyCancelled) {
+			if n.Skipped == nil {
+				n.Skipped = make(map[string]int)
+			}
+			n.Skipped[c.Reason]++
+		}
 	}
 }
 
 // A stored operation is what is written down of it.
 type stored struct {
-	Version     int            `json:"version"`
-	Plan        Plan           `json:"plan"`
-	Status      Status         `json:"status"`
-	Want        Status         `json:"want,omitempty"` // what somebody has asked its runner for
-	WantBy      string         `json:"want_by,omitempty"`
-	Why         string         `json:"why,omitempty"`
-	Runner      string         `json:"runner,omitempty"`
-	RunnerUntil time.Time      `json:"runner_until,omitzero"`
-	Started     time.Time      `json:"started,omitzero"`
-	Ended       time.Time      `json:"ended,omitzero"`
-	Cursor      int            `json:"cursor"` // entries of the selection before it are done with
-	Skipped     map[string]int `json:"skipped,omitempty"`
-	Counted     counted        `json:"counted"`
+	Version int            `json:"version"`
+	Plan    Plan           `json:"plan"`
+	Status  Status         `json:"status"`
+	Want    Status         `json:"want,omitempty"` // what somebody has asked its runner for
+	WantBy  string         `json:"want_by,omitempty"`
+	Why     string         `json:"why,omitempty"`
+	Runner  string         `json:"runner,omitempty"`
+	Started time.Time      `json:"started,omitzero"`
+	Ended   time.Time      `json:"ended,omitzero"`
+	Cursor  int            `json:"cursor"`            // entries of the selection before it are done with
+	Skipped map[string]int `json:"skipped,omitempty"` // before they were claimed, by why
+	Counted counted        `json:"counted"`
+	InHand  bool           `json:"in_hand,omitempty"` // it is cancelled, and what it had in hand is not given back yet
 
-	revision uint64 // in the bucket
+	revision uint64        // in the bucket
+	silent   time.Duration // since it was written, if it is running, by the server's clock
 }
 
 func (s *stored) operation(n counted) *Operation {
 	o := &Operation{
-		Plan: s.Plan, Status: s.Status, Why: s.Why, Runner: s.Runner, RunnerUntil: s.RunnerUntil, Started: s.Started, Ended: s.Ended,
+		Plan: s.Plan, Status: s.Status, Why: s.Why, Runner: s.Runner, Started: s.Started, Ended: s.Ended, silent: s.silent,
 		Claimed: n.Claimed, Resolved: n.Resolved, FailedAgain: n.FailedAgain, Sent: n.Sent, Released: n.Released, NewSince: n.New,
 		Skipped: maps.Clone(s.Skipped),
 	}
-	o.Remaining = max(o.Selected-o.Claimed-o.skipped(), 0)
+	if o.Skipped == nil && len(n.Skipped) > 0 {
+		o.Skipped = make(map[string]int)
+	}
+	for why, k := range n.Skipped {
+		o.Skipped[why] += k
+	}
+	o.Remaining = max(o.Selected-(o.Claimed-o.Released)-o.skipped(), 0)
+	switch {
+	case s.Status == StatusRunning && s.Want != "":
+		o.Why = fmt.Sprintf("to be %s, as %s has asked", s.Want, s.WantBy)
+	case s.InHand:
+		o.Why += "; what it had in hand is not all given back yet: if it stays so, cancel it again"
+	}
 	return o
 }
 
-func (s *stored) held() bool { return s.Status == StatusRunning && time.Now().Before(s.RunnerUntil) }
+// cancel ends the operation for good.
+func (s *stored) cancel(by string) {
+	s.Status, s.Why, s.Ended = StatusCancelled, "cancelled by "+by, time.Now()
+	s.InHand = !s.Started.IsZero()
+	s.Runner, s.Want, s.WantBy = "", "", ""
+}
+
+// lost is what a runner is told that has the operation no more.
+func (s *stored) lost() error {
+	if s.Runner == "" {
+		return fmt.Errorf("operation %s is %s meanwhile: %s: %w", s.Plan.ID, s.Status, s.Why, ErrState)
+	}
+	return fmt.Errorf("operation %s was taken over by %s: %w", s.Plan.ID, s.Runner, ErrClaimed)
+}
 
 const (
 	storedVersion = 1
@@ -457,13 +500,17 @@ func (d *Desk) load(ctx context.Context, id string) (*stored, error) {
 	if err != nil {
 		return nil, fmt.Errorf("operation %s: %w", id, err)
 	}
-	return decodeStored(value)
-}
-
-func decodeStored(value jetstream.KeyValueEntry) (*stored, error) {
 	s := &stored{revision: value.Revision()}
 	if err := json.Unmarshal(value.Value(), s); err != nil {
-		return nil, fmt.Errorf("operation %s cannot be read: %w", value.Key(), err)
+		return nil, fmt.Errorf("operation %s cannot be read: %w", id, err)
+	}
+	if s.Status == StatusRunning {
+		// Both times are the server's: those of two hosts may be minutes apart.
+		bucket, err := d.js.Stream(ctx, "KV_"+d.bucketName())
+		if err != nil {
+			return nil, fmt.Errorf("operation %s: when it was written: %w", id, err)
+		}
+		s.silent = bucket.CachedInfo().TimeStamp.Sub(value.Created())
 	}
 	return s, nil
 }
@@ -513,7 +560,7 @@ func (d *Desk) update(ctx context.Context, s *stored) error {
 	if err != nil {
 		return fmt.Errorf("store operation %s: %w", s.Plan.ID, err)
 	}
-	s.revision = revision
+	s.revision, s.silent = revision, 0
 	return nil
 }
 
@@ -607,41 +654,100 @@ func (d *Desk) Operations(ctx context.Context) ([]*Operation, error) {
 }
 
 // Pause has the process that runs an operation stop sending. What is sent goes on
-// to its consumer. [Desk.Run] resumes it.
+// to its consumer. [Desk.Run] resumes it. One that is to be cancelled is an
+// [ErrState].
 func (d *Desk) Pause(ctx context.Context, id string) error {
 	_, err := d.change(ctx, id, func(s *stored) error {
-		if s.Status != StatusRunning {
+		switch {
+		case s.Status != StatusRunning:
 			return fmt.Errorf("operation %s is %s, and not running: %w", id, s.Status, ErrState)
+		case s.Want == StatusCancelled:
+			return fmt.Errorf("operation %s is to be cancelled, as %s has asked: %w", id, s.WantBy, ErrState)
+		case s.silent >= lease: // there is nobody to ask
+			s.Status, s.Why, s.Runner, s.Want, s.WantBy = StatusPaused, "paused by "+d.cfg.Actor, "", "", ""
+		default:
+			s.Want, s.WantBy = StatusPaused, d.cfg.Actor
 		}
-		if !s.held() { // there is nobody to ask
-			s.Status, s.Why, s.Runner, s.RunnerUntil = StatusPaused, "paused by "+d.cfg.Actor, "", time.Time{}
-			return nil
-		}
-		s.Want, s.WantBy = StatusPaused, d.cfg.Actor
 		return nil
 	})
 	return err
 }
 
 // Cancel ends an operation for good, or a plan. What is sent goes on to its
-// consumer; what was taken in hand and not sent is open again.
+// consumer; what was taken in hand and not sent is open again. That is so when
+// Cancel returns: it waits for the process that runs the operation, and does it
+// itself if that process does not live. So it is not to be called by what Run calls
+// for its progress.
+//
+// If it returns an error, or ctx ends, it can be called again. To others than the
+// consumer that failed an entry may have been sent although it is open again, if the
+// process that ran the operation has ended in the middle of it: its history says so.
 func (d *Desk) Cancel(ctx context.Context, id string) error {
-	s, err := d.change(ctx, id, func(s *stored) error {
+	var runner watch
+	for asked := false; ; asked = true {
+		s, err := d.change(ctx, id, func(s *stored) error {
+			switch {
+			case s.Status == StatusCancelled && (asked || s.InHand):
+				return errAsItIs
+			case s.Status == StatusDone || s.Status == StatusCancelled:
+				return fmt.Errorf("operation %s is %s already: %w", id, s.Status, ErrState)
+			case s.Status != StatusRunning || runner.dead(s):
+				s.cancel(d.cfg.Actor)
+			case s.Want == StatusCancelled:
+				return errAsItIs
+			default:
+				s.Want, s.WantBy = StatusCancelled, d.cfg.Actor
+			}
+			return nil
+		})
 		switch {
-		case s.Status == StatusDone || s.Status == StatusCancelled:
-			return fmt.Errorf("operation %s is %s already: %w", id, s.Status, ErrState)
-		case s.held():
-			s.Want, s.WantBy = StatusCancelled, d.cfg.Actor
-		default:
-			s.Status, s.Why, s.Ended = StatusCancelled, "cancelled by "+d.cfg.Actor, time.Now()
-			s.Runner, s.RunnerUntil = "", time.Time{}
+		case err != nil && !errors.Is(err, errAsItIs):
+			return err
+		case s.Status == StatusCancelled:
+			return d.giveBack(ctx, s)
 		}
+		if err := pause(ctx, heartbeat); err != nil {
+			return fmt.Errorf("operation %s is to be cancelled, and %s has not done so yet: %w", id, s.Runner, err)
+		}
+	}
+}
+
+var errAsItIs = errors.New("nothing is to be changed")
+
+// giveBack releases what a cancelled operation had in hand, and notes that it has
+// nothing any more.
+func (d *Desk) giveBack(ctx context.Context, s *stored) error {
+	if !s.InHand {
 		return nil
-	})
-	if err != nil || s.Status != StatusCancelled || s.Started.IsZero() {
+	}
+	if err := d.releaseUnsent(ctx, s); err != nil {
 		return err
 	}
-	return d.releaseUnsent(ctx, s) // its runner may have ended in the middle of some
+	s.InHand = false
+	_, err := d.change(ctx, s.Plan.ID, func(s *stored) error {
+		s.InHand = false
+		return nil
+	})
+	return err
+}
+
+// A watch finds out whether the runner of an operation is dead: it has not been
+// heard of for a lease, by the clock of the one who watches. Clocks of different
+// hosts are not compared.
+type watch struct {
+	revision uint64 // that was seen last
+	since    time.Time
+	heard    int // how often something was written since the watch has begun
+}
+
+func (w *watch) dead(s *stored) bool {
+	if s.revision != w.revision {
+		if w.revision != 0 {
+			w.heard++
+		}
+		w.revision, w.since = s.revision, time.Now()
+	}
+	return time.Since(w.since) >= lease || s.silent >= longSilence
 }
 
 // tidy removes plans that nobody has run, and operations that ended long ago.

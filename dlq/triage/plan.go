@@ -2,6 +2,7 @@ package triage
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -164,16 +165,16 @@ func (pl *planner) finish(ctx context.Context) error {
 		p.Warnings = append(p.Warnings, fmt.Sprintf("%d are on their way by another operation, and may be handled twice", pl.replaying))
 	}
 	for _, c := range pl.consumers {
-		if p.Options.tracked() {
-			if err := pl.preflight(ctx, c); err != nil {
-				return err
-			}
-		}
 		p.Consumers = append(p.Consumers, *c)
 	}
 	slices.SortFunc(p.Consumers, func(a, b PlanConsumer) int {
-		return strings.Compare(a.Stream+" "+a.Consumer, b.Stream+" "+b.Consumer)
+		return cmp.Or(strings.Compare(a.Stream, b.Stream), strings.Compare(a.Consumer, b.Consumer))
 	})
+	if p.Options.tracked() {
+		if err := pl.preflights(ctx); err != nil {
+			return err
+		}
+	}
 	slices.Sort(p.Problems)
 	switch subject, toSubject := strings.CutPrefix(p.Options.Target, TargetSubject); {
 	case toSubject:
@@ -199,23 +200,43 @@ func (pl *planner) storedSubject(ctx context.Context, subject string) error {
 	return nil
 }
 
-// preflight looks at a consumer that is to get messages.
-func (pl *planner) preflight(ctx context.Context, c *PlanConsumer) error {
+// preflights looks at the consumers that are to get messages, and at who else may
+// get them.
+func (pl *planner) preflights(ctx context.Context) error {
+	var b bystanders
+	for i := range pl.p.Consumers {
+		c := &pl.p.Consumers[i]
+		reachable, err := pl.preflight(ctx, c)
+		if err != nil {
+			return err
+		}
+		if reachable {
+			b.target(c)
+		}
+	}
+	warnings, err := b.find(ctx, pl.d)
+	pl.p.Warnings = append(pl.p.Warnings, warnings...)
+	return err
+}
+
+// preflight looks at a consumer that is to get messages, and reports whether there
+// is such a one.
+func (pl *planner) preflight(ctx context.Context, c *PlanConsumer) (reachable bool, err error) {
 	p := pl.p
 	problem := func(format string, args ...any) { p.Problems = append(p.Problems, fmt.Sprintf(format, args...)) }
 	cons, err := pl.d.js.Consumer(ctx, c.Stream, c.Consumer)
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		problem("stream %q is gone, with consumer %q: make them again, or replay to another subject", c.Stream, c.Consumer)
-		return nil
+		return false, nil
 	case errors.Is(err, jetstream.ErrConsumerNotFound):
 		problem("consumer %q of stream %q is gone: start its App, or replay to %s or another subject", c.Consumer, c.Stream, TargetEveryone)
-		return nil
+		return false, nil
 	case errors.Is(err, jetstream.ErrNotPullConsumer):
 		problem("consumer %q of stream %q is a push consumer, and not monotel's", c.Consumer, c.Stream)
-		return nil
+		return false, nil
 	case err != nil:
-		return fmt.Errorf("look at consumer %q of stream %q: %w", c.Consumer, c.Stream, err)
+		return false, fmt.Errorf("look at consumer %q of stream %q: %w", c.Consumer, c.Stream, err)
 	}
 	info := cons.CachedInfo()
 	c.Paused, c.Waiting, c.Pending = info.Paused, info.NumWaiting, info.NumPending
@@ -232,7 +253,7 @@ func (pl *planner) preflight(ctx context.Context, c *PlanConsumer) error {
 	if limit := info.Config.MaxAckPending; limit > 0 && info.NumAckPending >= limit {
 		warn("consumer %q of stream %q has as much in flight as it may, %d: the messages will wait", c.Consumer, c.Stream, limit)
 	}
-	return nil
+	return true, nil
 }
 
 // openTo makes sure that a consumer gets what is replayed to it: its stream takes

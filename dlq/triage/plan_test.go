@@ -2,11 +2,15 @@ package triage_test
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/dlq"
@@ -132,6 +136,162 @@ func TestPlan_badOptions(t *testing.T) {
 	}
 }
 
+// Whoever else gets what is replayed is named, and gets it indeed.
+func TestPlan_bystanders(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.capture(t, 1)
+	for name, filters := range map[string][]string{
+		"audit": nil, "copies": {">"}, "monotels": {ordersSubject, "monotel.>"}, "exact": {dlq.ReplaySubjects(ordersStream, billing)},
+		"narrow": {ordersSubject}, "foreign": {dlq.ReplaySubjects(ordersStream, reports)},
+	} {
+		b.consumer(t, ordersStream, name, filters...)
+	}
+	p := b.plan(t, triage.Selection{}, triage.Options{NoWait: true})
+	const too = `so it gets the replayed messages, too: give it the subjects that it is for as its filters`
+	want := []string{
+		`consumer "audit" of stream "orders" has no filter, ` + too,
+		`consumer "copies" of stream "orders" has filter ">", ` + too,
+		`consumer "exact" of stream "orders" has filter "monotel.replay.orders.billing.>", ` + too,
+		`consumer "monotels" of stream "orders" has filter "monotel.>", ` + too,
+	}
+	if got := aboutOthers(p); !slices.Equal(got, want) {
+		t.Errorf("it warns of\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	b.run(t, p.ID)
+	for name, want := range map[string]uint64{"audit": 1, "copies": 1, "monotels": 1, "exact": 1, "narrow": 0, "foreign": 0, reports: 0, billing: 1} {
+		c, err := b.js.Consumer(t.Context(), ordersStream, name)
+		must(t, err)
+		if got := c.CachedInfo().NumPending; got != want {
+			t.Errorf("consumer %q gets %d of it, want %d", name, got, want)
+		}
+	}
+}
+
+// A target is a bystander of another one, and all who get it are counted, however
+// many consumers there are.
+func TestPlan_bystandersOfMany(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.capture(t, 1)
+	b.capture(t, 1, func(r *dlq.Record) { r.Consumer = "zz" })
+	const narrow = 300 // more than a page
+	for i := range narrow {
+		b.consumer(t, ordersStream, fmt.Sprint("narrow-", i), ordersSubject)
+	}
+	b.consumer(t, ordersStream, "zz")
+	p := b.plan(t, triage.Selection{}, triage.Options{})
+	if got := aboutOthers(p); len(got) != 1 || !strings.HasPrefix(got[0], `consumer "zz" of stream "orders" has no filter`) {
+		t.Errorf("it warns of %q", got)
+	}
+	for i := range 6 {
+		b.consumer(t, ordersStream, fmt.Sprint("wide-", i))
+	}
+	p = b.plan(t, triage.Selection{}, triage.Options{})
+	if got := aboutOthers(p); len(got) != 6 || got[5] != `2 more consumers of stream "orders" get the replayed messages, too` {
+		t.Errorf("it warns of %q", got)
+	}
+	p = b.plan(t, triage.Selection{}, triage.Options{Target: triage.TargetEveryone})
+	if got := aboutOthers(p); len(got) != 0 {
+		t.Errorf("replayed to everyone, it warns of %q", got)
+	}
+}
+
+// Streams that copy all of the target's are named, if somebody consumes them.
+func TestPlan_copies(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.capture(t, 1)
+	from := func(filter string) *jetstream.StreamSource {
+		return &jetstream.StreamSource{Name: ordersStream, FilterSubject: filter}
+	}
+	for _, c := range []jetstream.StreamConfig{
+		{Name: "backup", Mirror: from("")},
+		{Name: "mirrored", Mirror: from("")},
+		{Name: "sourced", Sources: []*jetstream.StreamSource{from("")}},
+		{Name: "narrow", Sources: []*jetstream.StreamSource{from(ordersSubject)}},
+		{Name: "transformed", Sources: []*jetstream.StreamSource{{
+			Name: ordersStream, SubjectTransforms: []jetstream.SubjectTransformConfig{{Source: ordersSubject, Destination: "copied"}},
+		}}},
+		{Name: "foreign", Subjects: []string{"foreign"}},
+	} {
+		_, err := b.js.CreateStream(t.Context(), c)
+		must(t, err)
+		if c.Name != "backup" {
+			b.consumer(t, c.Name, "reader")
+		}
+	}
+	p := b.plan(t, triage.Selection{}, triage.Options{})
+	got := aboutOthers(p)
+	if len(got) != 2 || !strings.HasPrefix(got[0], `stream "mirrored" copies what stream "orders" has`) || !strings.HasPrefix(got[1], `stream "sourced" `) {
+		t.Errorf("it warns of %q", got)
+	}
+}
+
+// Who may not list consumers and streams can plan, and learns what is not known.
+func TestPlan_bystandersUnknown(t *testing.T) {
+	t.Parallel()
+	s, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true,
+		Users: []*server.User{{Username: "admin", Password: "pw"}, {Username: "guest", Password: "pw", Permissions: &server.Permissions{
+			Publish: &server.SubjectPermission{Deny: []string{"$JS.API.CONSUMER.LIST.>", "$JS.API.STREAM.LIST"}},
+		}}},
+	})
+	must(t, err)
+	s.Start()
+	t.Cleanup(s.WaitForShutdown)
+	t.Cleanup(s.Shutdown)
+	if !s.ReadyForConnections(longestWait) {
+		t.Fatal("the server has not started")
+	}
+	connect := func(name string) *nats.Conn {
+		nc, err := nats.Connect(s.ClientURL(), nats.UserInfo(name, "pw"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+		must(t, err)
+		t.Cleanup(nc.Close)
+		return nc
+	}
+	b := &bundle{nc: connect("admin"), begin: time.Now().Add(-time.Hour).UTC().Truncate(time.Second)}
+	b.js, err = jetstream.New(b.nc)
+	must(t, err)
+	b.store, err = dlq.NewStore(b.nc, b.js, dlq.Config{})
+	must(t, err)
+	must(t, b.store.Provision(t.Context()))
+	_, err = b.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: ordersStream, Subjects: []string{ordersSubject}})
+	must(t, err)
+	b.consumer(t, ordersStream, billing, ordersSubject)
+	b.capture(t, 1)
+	b.nc = connect("guest")
+	b.desk = b.open(t, triage.Config{})
+	begin := time.Now()
+	p := b.plan(t, triage.Selection{}, triage.Options{})
+	got := aboutOthers(p)
+	if len(got) != 2 || !strings.HasSuffix(got[0], "no permission to publish to $JS.API.CONSUMER.LIST.orders") ||
+		!strings.HasSuffix(got[1], "no permission to publish to $JS.API.STREAM.LIST") {
+		t.Errorf("after %v it warns of %q", time.Since(begin), got)
+	}
+}
+
+// consumer makes one.
+func (b *bundle) consumer(t testing.TB, stream, name string, filters ...string) {
+	t.Helper()
+	_, err := b.js.CreateConsumer(t.Context(), stream, jetstream.ConsumerConfig{
+		Durable: name, FilterSubjects: filters, AckPolicy: jetstream.AckExplicitPolicy,
+	})
+	must(t, err)
+}
+
+// aboutOthers are the warnings that are not of the consumers that are to get the
+// messages.
+func aboutOthers(p *triage.Plan) []string {
+	var found []string
+	for _, w := range p.Warnings {
+		if strings.Contains(w, "replayed messages") {
+			found = append(found, w)
+		}
+	}
+	return found
+}
+
 // A patch changes each payload, and is kept as an edit.
 func TestPlan_patch(t *testing.T) {
 	t.Parallel()
@@ -192,7 +352,7 @@ func TestCancel_afterACrash(t *testing.T) {
 	b.wantState(t, ids[0], dlq.StateOpen)
 	op, err := b.desk.Operation(t.Context(), p.ID)
 	must(t, err)
-	if op.Status != triage.StatusCancelled || op.Claimed != 1 || op.Released != 1 || op.Remaining != 1 {
+	if op.Status != triage.StatusCancelled || op.Claimed != 1 || op.Released != 1 || op.Remaining != 2 {
 		t.Errorf("operation %+v", op)
 	}
 }

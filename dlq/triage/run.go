@@ -3,6 +3,8 @@ package triage
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -28,18 +30,27 @@ const (
 
 	// lease is how long a runner that has said nothing counts as alive, heartbeat
 	// how often it says something: then it also writes down how far it has come.
-	lease     = 3 * time.Second
-	heartbeat = lease / 6
+	// Who wants to take over watches for a lease. After a longSilence by the
+	// server's clock that is not needed: no two servers of a cluster differ so much.
+	lease       = 3 * time.Second
+	heartbeat   = lease / 6
+	longSilence = time.Minute
 
 	// drainTime is what entries that are being worked on get when the run is to
-	// end.
-	drainTime = 5 * time.Second
+	// end, releaseTime what a run that is cancelled has to give entries back.
+	drainTime   = 5 * time.Second
+	releaseTime = 30 * time.Second
 
 	rateSlack = 50 // a burst is what the rate allows in 1/50 s
 
 	// window is how far senders may be ahead of the first entry that is not done
-	// with. What is beyond it after an interruption was not taken in hand.
+	// with.
 	window = 8 * senders
+
+	// Why entries are given back that may be sent later. The second is for targets
+	// that are not asked what they have got.
+	whyCancelled = "cancelled"
+	whyUnknown   = whyCancelled + "; it may have been sent before"
 )
 
 var errNoStream = errors.New("no stream takes the subject")
@@ -57,21 +68,25 @@ var errStopped = errors.New("the operation is to end")
 // calling Run again, also from another process.
 //
 // progress, if not nil, is called about twice a second and at the end, by one
-// goroutine at a time.
+// goroutine at a time. It may take its time.
 //
 // An entry is claimed, sent and done with on its own: whatever happens in
 // between, the next Run finds out how far it got. An operation that another
-// process runs is an [ErrClaimed]; if that process is dead, Run takes over when
-// its lease has ended, after a few seconds.
+// process runs is an [ErrClaimed]; if that process is dead, Run takes over when it
+// was not heard of for a few seconds.
 func (d *Desk) Run(ctx context.Context, id string, progress func(*Operation)) (*Operation, error) {
 	s, err := d.acquire(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	if s.Status == StatusCancelled {
-		return s.operation(s.Counted), joined(fmt.Errorf("operation %s is cancelled: %w", id, ErrState), d.releaseUnsent(ctx, s))
+		err := joined(fmt.Errorf("operation %s is cancelled: %w", id, ErrState), d.giveBack(ctx, s))
+		return s.operation(s.Counted), err
 	}
-	r := &runner{d: d, id: id, s: s, progress: progress, done: make(map[int]string), unseen: make(map[uint64]struct{})}
+	r := &runner{
+		d: d, id: id, s: s, progress: progress, counted: s.Counted.clone(), renewed: time.Now().Round(0),
+		done: make(map[int]string), unseen: make(map[uint64]struct{}),
+	}
 	r.cond = sync.NewCond(&r.mu)
 	r.ended, r.stop = context.WithCancel(context.WithoutCancel(ctx))
 	defer r.stop()
@@ -79,26 +94,23 @@ func (d *Desk) Run(ctx context.Context, id string, progress func(*Operation)) (*
 	return r.operation(), err
 }
 
-// acquire makes this process the runner of an operation.
+// acquire makes this run the runner of an operation.
 func (d *Desk) acquire(ctx context.Context, id string) (*stored, error) {
-	// A process that has renewed its lease twice meanwhile is alive. Once, it may
-	// have done so with its last breath.
+	// A runner that has been heard of twice meanwhile is alive. Once, it may have
+	// been with its last breath.
 	const alive = 2
-	var waited string // for which lease
-	for renewals := 0; ; {
-		var holder string
+	name, runner := runnerName(d.cfg.Actor), watch{}
+	for {
 		s, err := d.change(ctx, id, func(s *stored) error {
 			switch {
 			case len(s.Plan.Problems) > 0:
 				return fmt.Errorf("operation %s: %w: %s", id, ErrInvalid, strings.Join(s.Plan.Problems, "; "))
 			case s.Status == StatusCancelled:
 				return fmt.Errorf("operation %s is cancelled: %w", id, ErrState)
-			case s.held():
-				holder = fmt.Sprint(s.Runner, s.RunnerUntil)
+			case s.Status == StatusRunning && !runner.dead(s):
 				return errHeld
-			case s.Want == StatusCancelled && s.Status == StatusRunning: // its runner has not lived to do it
-				s.Status, s.Why, s.Ended = StatusCancelled, "cancelled by "+s.WantBy, time.Now()
-				s.Runner, s.RunnerUntil, s.Want, s.WantBy = "", time.Time{}, "", ""
+			case s.Status == StatusRunning && s.Want == StatusCancelled: // its runner has not lived to do it
+				s.cancel(s.WantBy)
 				return nil
 			}
 			if s.Started.IsZero() {
@@ -107,29 +119,28 @@ func (d *Desk) acquire(ctx context.Context, id string) (*stored, error) {
 			if s.Status != StatusDone {
 				s.Status, s.Why, s.Ended = StatusRunning, "", time.Time{}
 			}
-			s.Want, s.WantBy = "", ""
-			s.Runner, s.RunnerUntil = runnerName(d.cfg.Actor), time.Now().Add(lease)
+			s.Runner, s.Want, s.WantBy = name, "", ""
 			return nil
 		})
 		if !errors.Is(err, errHeld) {
 			return s, err
 		}
-		if waited != "" && waited != holder {
-			renewals++
-		}
-		if renewals == alive {
+		if runner.heard >= alive {
 			return nil, fmt.Errorf("operation %s is run by %s: %w", id, s.Runner, ErrClaimed)
 		}
-		waited = holder
-		if err := pause(ctx, min(time.Until(s.RunnerUntil), lease)+time.Millisecond); err != nil {
-			return nil, err
+		if err := pause(ctx, heartbeat); err != nil {
+			return nil, fmt.Errorf("operation %s is run by %s, or was until a moment ago: %w", id, s.Runner, err)
 		}
 	}
 }
 
 var errHeld = errors.New("another process runs it")
 
-func runnerName(actor string) string { return fmt.Sprintf("%s/%d", actor, os.Getpid()) }
+// runnerName is of one run alone: in containers processes of one name and number
+// are common.
+func runnerName(actor string) string {
+	return fmt.Sprintf("%s/%d-%s", actor, os.Getpid(), strings.ToLower(rand.Text()[:8]))
+}
 
 // A runner runs one operation.
 type runner struct {
@@ -141,6 +152,7 @@ type runner struct {
 	mu        sync.Mutex
 	cond      *sync.Cond
 	s         *stored
+	renewed   time.Time // when it was heard of last, by the wall clock, which goes on while the machine sleeps
 	counted   counted
 	base      counted             // what was counted before this run: a stop is judged by what came since
 	inHand    int                 // entries that senders have, and have not claimed
@@ -162,8 +174,50 @@ func (r *runner) operation() *Operation {
 
 // run works through the selection.
 func (r *runner) run(ctx context.Context) (err error) {
-	o := &r.s.Plan.Options
 	defer func() { err = r.finish(ctx, err) }()
+	var background sync.WaitGroup
+	watch, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer background.Wait()
+	defer cancel()
+	// What progress calls may take long, and must not keep the lease from being renewed.
+	background.Go(func() { every(watch, heartbeat, func() { r.checkpoint(watch) }) })
+	if r.progress != nil {
+		background.Go(func() { every(watch, heartbeat, func() { r.progress(r.operation()) }) })
+	}
+	stop := context.AfterFunc(ctx, func() { r.end(StatusPaused, fmt.Errorf("interrupted: %w", context.Cause(ctx))) })
+	defer stop()
+	// What has begun is brought to its end when the run is to end, if that takes no
+	// longer than a while.
+	work, cancelWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancelWork()
+	drain := context.AfterFunc(r.ended, func() { time.AfterFunc(drainTime, cancelWork) })
+	defer drain()
+
+	if err := r.prepare(ctx, work); err != nil {
+		return err
+	}
+	background.Go(func() { r.follow(watch) })
+	r.send(ctx, work)
+	return r.awaitOutcomes(ctx)
+}
+
+// every calls f again and again.
+func every(ctx context.Context, how time.Duration, f func()) {
+	tick := time.NewTicker(how)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			f()
+		}
+	}
+}
+
+// prepare finds out what is to be done, and what was done before.
+func (r *runner) prepare(ctx, work context.Context) (err error) {
+	o := &r.s.Plan.Options
 	if r.items, err = r.d.selection(ctx, &r.s.Plan); err != nil {
 		return err
 	}
@@ -175,39 +229,23 @@ func (r *runner) run(ctx context.Context) (err error) {
 		}
 	}
 	// What was done before, by whoever ran it, is known from the stream.
-	r.counted = r.s.Counted
-	if err := r.d.count(ctx, &r.counted, r.id); err != nil {
+	n := r.s.Counted.clone()
+	if err := r.d.count(ctx, &n, r.id); err != nil {
 		return err
 	}
-	r.base = r.counted
-	if o.tracked() && r.inFlight() > 0 && (o.MaxInFlight > 0 || len(o.Canary) > 0) {
-		if err := r.resume(ctx); err != nil {
-			return err
-		}
+	r.mu.Lock()
+	r.counted, r.base = n, n
+	unsettled := r.inFlight() > 0
+	r.mu.Unlock()
+	if o.tracked() && unsettled && (o.MaxInFlight > 0 || len(o.Canary) > 0) {
+		return ignore(r.resume(work), errStopped)
 	}
-
-	var background sync.WaitGroup
-	watch, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer background.Wait()
-	defer cancel()
-	background.Go(func() { r.follow(watch) })
-	background.Go(func() { r.report(watch) })
-	stop := context.AfterFunc(ctx, func() { r.end(StatusPaused, fmt.Errorf("interrupted: %w", context.Cause(ctx))) })
-	defer stop()
-
-	r.send(ctx)
-	return r.awaitOutcomes(ctx)
+	return nil
 }
 
-// send hands the entries to the senders, as fast as it may.
-func (r *runner) send(ctx context.Context) {
-	// What has begun is brought to its end when ctx ends, if that takes no longer
-	// than a while.
-	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
-	drain := context.AfterFunc(r.ended, func() { time.AfterFunc(drainTime, cancel) })
-	defer drain()
-
+// send hands the entries to the senders, as fast as it may. They work until work
+// ends.
+func (r *runner) send(ctx, work context.Context) {
 	o := &r.s.Plan.Options
 	limiter := rate.NewLimiter(rate.Inf, 0)
 	if o.Rate > 0 {
@@ -220,23 +258,23 @@ func (r *runner) send(ctx context.Context) {
 	}
 	queue := make(chan job)
 	var all sync.WaitGroup
-	for range min(senders, max(len(r.items)-r.s.Cursor, 1)) {
+	r.mu.Lock()
+	from := r.s.Cursor
+	r.mu.Unlock()
+	for range min(senders, max(len(r.items)-from, 1)) {
 		all.Go(func() {
 			for j := range queue {
 				r.handle(work, j.index, j.m)
 			}
 		})
 	}
-	r.mu.Lock()
-	from := r.s.Cursor
-	r.mu.Unlock()
 	var records map[uint64]*message
 	ahead := from
 	for i := from; i < len(r.items); i++ {
 		if i == ahead {
 			records, ahead = r.readAhead(ctx, i)
 		}
-		if !r.gate(i) || limiter.Wait(ctx) != nil {
+		if limiter.Wait(r.ended) != nil || !r.gate(i) {
 			break
 		}
 		queue <- job{i, records[r.items[i].sequence]}
@@ -327,7 +365,8 @@ func (r *runner) judge() {
 	}
 }
 
-// end has no more entries taken in hand. The first reason stands.
+// end has no more entries taken in hand. The first reason stands, unless another has
+// the operation now. What somebody wants of it is looked at when the run is stored.
 func (r *runner) end(status Status, why error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -335,12 +374,17 @@ func (r *runner) end(status Status, why error) {
 }
 
 func (r *runner) endLocked(status Status, why error) {
-	if r.ending == nil {
+	if r.ending == nil || status == statusLost {
 		r.ending, r.endStatus = why, status
-		r.stop()
 	}
+	r.stop()
 	r.cond.Broadcast()
 }
+
+// statusLost is that of a run whose operation belongs to another.
+const statusLost Status = ""
+
+func (r *runner) isLost() bool { return r.ending != nil && r.endStatus == statusLost }
 
 // follow counts what the dead-letter stream says, as it comes.
 func (r *runner) follow(ctx context.Context) {
@@ -367,50 +411,46 @@ func (r *runner) follow(ctx context.Context) {
 	}
 }
 
-// report writes down how far the operation has come, and finds out what others
-// want of it.
-func (r *runner) report(ctx context.Context) {
-	tick := time.NewTicker(heartbeat)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		r.checkpoint(ctx)
-		if r.progress != nil {
-			r.progress(r.operation())
-		}
-	}
-}
-
-// checkpoint stores the state, and takes over what somebody else has stored: a
-// wish to pause or cancel.
+// checkpoint renews the lease, writes down how far the operation has come, and
+// takes over what somebody else has stored: a wish to pause or cancel.
 func (r *runner) checkpoint(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, lease/2) //nolint:mnd // then there is time for another
+	defer cancel()
 	r.mu.Lock()
 	s := *r.s
 	s.Skipped = maps.Clone(r.s.Skipped)
-	s.Counted = r.counted
+	s.Counted = r.counted.clone()
 	r.mu.Unlock()
-	s.RunnerUntil = time.Now().Add(lease)
+	now := time.Now().Round(0)
 	err := r.d.update(ctx, &s)
 	if isConflict(err) {
-		now, loadErr := r.d.load(ctx, r.id)
+		other, loadErr := r.d.load(ctx, r.id)
 		if loadErr != nil {
 			return // the next time
 		}
 		switch {
-		case now.Runner != s.Runner:
-			r.end("", fmt.Errorf("operation %s was taken over by %s: %w", r.id, now.Runner, ErrClaimed))
-		case now.Want != "":
-			r.end(now.Want, fmt.Errorf("%s by %s", now.Want, now.WantBy))
+		case other.Runner != s.Runner:
+			r.end(statusLost, other.lost())
+			return
+		case other.Want != "":
+			r.end(other.Want, fmt.Errorf("%s by %s", other.Want, other.WantBy))
 		}
-		s.revision = now.revision
+		s.revision, s.Want, s.WantBy = other.revision, other.Want, other.WantBy
 	}
 	r.mu.Lock()
-	r.s.revision, r.s.RunnerUntil = s.revision, s.RunnerUntil
-	r.mu.Unlock()
+	defer r.mu.Unlock()
+	r.s.revision, r.s.Want, r.s.WantBy = s.revision, s.Want, s.WantBy
+	if err == nil {
+		r.renewed = now
+	}
+}
+
+// late reports whether another may have taken the operation over: the machine has
+// slept, or had no connection.
+func (r *runner) late() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return time.Now().Round(0).Sub(r.renewed).Abs() >= lease-heartbeat
 }
 
 // awaitOutcomes waits for what is sent, unless the operation is to end.
@@ -427,7 +467,7 @@ func (r *runner) awaitOutcomes(ctx context.Context) error {
 	if r.s.Cursor >= len(r.items) && r.s.Status == StatusRunning {
 		// The last are sent: what ended it in the meantime has come too late.
 		r.s.Status, r.s.Ended = StatusDone, time.Now()
-		if r.endStatus != StatusStopped && r.endStatus != "" {
+		if r.endStatus != StatusStopped && !r.isLost() {
 			r.ending = nil
 		}
 	}
@@ -439,56 +479,61 @@ func (r *runner) awaitOutcomes(ctx context.Context) error {
 
 // finish stores how the run has ended.
 func (r *runner) finish(ctx context.Context, err error) error {
-	// Its numbers are for whoever looks next; they are found out anew if need be.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	ctx = context.WithoutCancel(ctx)
+	store, cancel := context.WithTimeout(ctx, drainTime)
 	defer cancel()
 	r.mu.Lock()
 	ending, status := r.ending, r.endStatus
 	err = cmp.Or(err, r.failure)
 	r.mu.Unlock()
-	switch {
-	case err != nil:
-		status, ending = StatusPaused, err
-	case errors.Is(ending, ErrClaimed) && status == "":
-		return ending // it belongs to another
-	}
-	s, storeErr := r.d.change(ctx, r.id, func(s *stored) error {
-		if s.Runner != r.s.Runner {
-			return ErrClaimed
-		}
+	s, storeErr := r.d.change(store, r.id, func(s *stored) error {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		s.Cursor, s.Skipped, s.Counted, s.Ended = r.s.Cursor, maps.Clone(r.s.Skipped), r.counted, r.s.Ended
-		if s.Want != "" && status != StatusStopped { // it came last
-			status, ending = s.Want, fmt.Errorf("%s by %s", s.Want, s.WantBy)
+		if s.Runner != r.s.Runner {
+			r.s = s // it belongs to another, and is what they have made of it
+			return s.lost()
 		}
+		s.Cursor, s.Skipped, s.Counted, s.Ended = r.s.Cursor, maps.Clone(r.s.Skipped), r.counted.clone(), r.s.Ended
 		switch {
 		case r.s.Status == StatusDone && status != StatusStopped:
 			s.Status, s.Why = StatusDone, ""
-		case status != "":
+		case s.Want == StatusCancelled:
+			s.cancel(s.WantBy)
+		case err != nil:
+			s.Status, s.Why = StatusPaused, err.Error()
+		case s.Want != "" && status != StatusStopped:
+			s.Status, s.Why = s.Want, fmt.Sprintf("%s by %s", s.Want, s.WantBy)
+		case ending != nil:
 			s.Status, s.Why = status, ending.Error()
-			if status == StatusCancelled {
-				s.Ended = time.Now()
-			}
 		}
-		s.Runner, s.RunnerUntil, s.Want, s.WantBy = "", time.Time{}, "", ""
+		s.Runner, s.Want, s.WantBy = "", "", ""
 		return nil
 	})
 	if s != nil && storeErr == nil {
-		n := s.Counted
-		if countErr := r.d.count(ctx, &n, r.id); countErr == nil {
-			r.mu.Lock()
-			r.s, r.counted = s, n
-			r.mu.Unlock()
-		}
-		if s.Status == StatusCancelled {
-			storeErr = r.d.releaseUnsent(ctx, s)
-		}
+		storeErr = r.conclude(ctx, s)
 	}
 	if r.progress != nil {
 		r.progress(r.operation())
 	}
 	return joined(err, storeErr)
+}
+
+// conclude gives back what is to be given back, and finds out the last numbers,
+// which are for whoever has called Run.
+func (r *runner) conclude(ctx context.Context, s *stored) error {
+	release, cancelRelease := context.WithTimeout(ctx, releaseTime)
+	defer cancelRelease()
+	err := r.d.giveBack(release, s)
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	n := s.Counted.clone()
+	if countErr := r.d.count(ctx, &n, r.id); countErr != nil {
+		n = s.Counted
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.s, r.counted = s, n
+	return err
 }
 
 // handle does what is to be done with one entry, and notes it.
@@ -536,9 +581,10 @@ func (r *runner) handle(ctx context.Context, i int, m *message) {
 	}
 }
 
-// replay claims and sends one entry. why says why it was skipped. claimed is
-// called with the sequence of the claim, if this call makes one. An error leaves
-// the entry for the next run.
+// replay claims and sends one entry. why says why it was skipped instead; one that
+// is claimed and cannot be sent is released, which says it. claimed is called with
+// the sequence of the claim, if this call makes one. An error leaves the entry for
+// the next run.
 func (r *runner) replay(ctx context.Context, it item, m *message, claimed func(uint64)) (why string, err error) {
 	e, why, err := r.read(ctx, it, m)
 	if e == nil {
@@ -559,8 +605,12 @@ func (r *runner) read(ctx context.Context, it item, m *message) (e *dlq.Entry, w
 		}
 		switch {
 		case errors.Is(err, jetstream.ErrMsgNotFound):
+			there, err := r.d.has(ctx, r.d.cfg.Stream, messageGet{Sequence: it.sequence})
+			if err == nil && there {
+				return errNotVisible
+			}
 			why = "discarded meanwhile"
-			return nil
+			return err
 		case err != nil:
 			return err
 		case it.last != it.sequence:
@@ -596,43 +646,85 @@ func (r *runner) again(ctx context.Context, e *dlq.Entry, claimed func(uint64)) 
 	case mine != nil && mine.Kind == dlq.ChangeEdited && e.Last == mine.Sequence:
 		return r.claimAndSend(ctx, e, claimed)
 	case mine != nil && mine.Kind == dlq.ChangeReplaying && e.Last == mine.Sequence:
-		return r.resend(ctx, e, mine.Sequence)
+		return "", r.resend(ctx, e, mine.Sequence)
 	case mine != nil && mine.Kind != dlq.ChangeEdited:
-		return "", nil // it has its outcome
+		return "", nil // it has its outcome, or was released
 	case e.State == dlq.StateReplaying:
 		return fmt.Sprintf("being replayed by %s, operation %s", e.Actor, e.Operation), nil
 	}
 	return fmt.Sprintf("%s meanwhile by %s", e.History[len(e.History)-1].Kind, e.Actor), nil
 }
 
-// resend sends what was claimed before, unless that was done already. A message
-// that is gone from its stream has left its outcome first: so when neither is
-// there it was not sent.
-func (r *runner) resend(ctx context.Context, e *dlq.Entry, claim uint64) (why string, err error) {
+// resend sends what was claimed before, unless that was done already.
+func (r *runner) resend(ctx context.Context, e *dlq.Entry, claim uint64) error {
 	sent := false
-	err = r.retry(ctx, func(ctx context.Context) error {
-		if !r.s.Plan.Options.tracked() {
-			return nil // its message ID has it stored once within the stream's duplicate window
-		}
-		s, err := r.d.js.Stream(ctx, e.Stream)
-		if err != nil {
-			return err
-		}
-		_, err = s.GetLastMsgForSubject(ctx, dlq.ReplaySubject(e.Stream, e.Consumer, e.ID, r.id))
-		if !errors.Is(err, jetstream.ErrMsgNotFound) {
-			sent = err == nil
-			return err
-		}
-		outcome, err := r.d.store.Settled(ctx, dlq.Replay{
-			Stream: r.d.cfg.Stream, Subject: r.d.store.SubjectOf(e.Record), ID: e.ID, Operation: r.id,
-		})
-		sent = outcome != ""
+	err := r.retry(ctx, func(ctx context.Context) (err error) {
+		sent, err = r.sent(ctx, e, claim)
 		return err
 	})
 	if sent || err != nil {
-		return "", err
+		return err
 	}
 	return r.sendEntry(ctx, e, claim)
+}
+
+// sent reports whether what was claimed is sent. A message that is gone from its
+// stream has left its outcome first: so when neither is there it is not, unless it
+// is on its way this moment. Of others than the consumer that failed that is not
+// known: the message ID has it stored once within the stream's duplicate window.
+func (r *runner) sent(ctx context.Context, e *dlq.Entry, claim uint64) (bool, error) {
+	if !r.s.Plan.Options.tracked() {
+		return false, nil
+	}
+	subject := r.d.store.SubjectOf(e.Record)
+	there, err := r.isThere(ctx, e)
+	if there || err != nil {
+		return there, err
+	}
+	// To find that nothing has come after the claim is quick, to read a history is not.
+	changed, err := r.d.has(ctx, r.d.cfg.Stream, messageGet{Sequence: claim + 1, Next: subject})
+	if !changed || err != nil {
+		return false, err
+	}
+	outcome, err := r.d.store.Settled(ctx, dlq.Replay{Stream: r.d.cfg.Stream, Subject: subject, ID: e.ID, Operation: r.id})
+	return outcome != "", err
+}
+
+// isThere reports whether what is sent for an entry is in its stream.
+func (r *runner) isThere(ctx context.Context, e *dlq.Entry) (bool, error) {
+	return r.d.has(ctx, e.Stream, messageGet{Last: dlq.ReplaySubject(e.Stream, e.Consumer, e.ID, r.id)})
+}
+
+// A messageGet asks for one message of a stream.
+type messageGet struct {
+	Sequence uint64 `json:"seq,omitempty"`
+	Next     string `json:"next_by_subj,omitempty"` // from Sequence on
+	Last     string `json:"last_by_subj,omitempty"`
+}
+
+// has reports whether a stream has a message. It asks the stream's leader: a
+// replica, which may answer to other ways of asking, may not have it yet.
+func (d *Desk) has(ctx context.Context, stream string, get messageGet) (bool, error) {
+	request, err := json.Marshal(get)
+	if err != nil {
+		return false, err
+	}
+	m, err := d.nc.RequestWithContext(ctx, d.apiSubject("STREAM.MSG.GET."+stream), request)
+	if err != nil {
+		return false, fmt.Errorf("look for a message of stream %q: %w", stream, err)
+	}
+	var answer struct {
+		Error *jetstream.APIError `json:"error"`
+	}
+	switch err := json.Unmarshal(m.Data, &answer); {
+	case err != nil:
+		return false, fmt.Errorf("look for a message of stream %q: %w", stream, err)
+	case answer.Error == nil:
+		return true, nil
+	case answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound, answer.Error.ErrorCode == jetstream.JSErrCodeStreamNotFound:
+		return false, nil
+	}
+	return false, fmt.Errorf("look for a message of stream %q: %w", stream, answer.Error)
 }
 
 // claimAndSend takes an entry in hand and sends it.
@@ -670,7 +762,7 @@ func (r *runner) claimAndSend(ctx context.Context, e *dlq.Entry, claimed func(ui
 		return "", err
 	}
 	claimed(e.Last)
-	return r.sendEntry(ctx, e, e.Last)
+	return "", r.sendEntry(ctx, e, e.Last)
 }
 
 func ignore(err, target error) error {
@@ -712,22 +804,34 @@ func (r *runner) patch(ctx context.Context, e *dlq.Entry) (why string, err error
 }
 
 // sendEntry sends what is claimed. If that cannot be done, the entry is released.
-func (r *runner) sendEntry(ctx context.Context, e *dlq.Entry, claim uint64) (why string, err error) {
+func (r *runner) sendEntry(ctx context.Context, e *dlq.Entry, claim uint64) error {
 	var current *dlq.Record
-	err = r.retry(ctx, func(ctx context.Context) (err error) {
+	err := r.retry(ctx, func(ctx context.Context) (err error) {
 		current, err = r.d.Current(ctx, e)
 		return err
 	})
 	if isOneOf(err, jetstream.ErrObjectNotFound, jetstream.ErrBucketNotFound, jetstream.ErrMsgNotFound) {
-		why = "its payload is gone"
-		return why, r.release(ctx, e, why)
+		return r.release(ctx, e, "its payload is gone")
 	}
 	if err != nil {
-		return "", err
+		return err
 	}
+	tracked := r.s.Plan.Options.tracked()
 	msg, opts := r.message(e, current, claim)
 	end := r.trace(ctx, e, msg)
+	first := true
 	err = r.retry(ctx, func(ctx context.Context) error {
+		// The answer to the try before may be lost, and the message handled since, and
+		// gone from its stream: then that would store another.
+		if !first || r.late() {
+			if sent, err := r.sent(ctx, e, claim); sent || err != nil {
+				return err
+			}
+		}
+		if r.d.nc.IsReconnecting() {
+			return nats.ErrDisconnected // it would be kept, and sent later, whoever may have done so by then
+		}
+		first = false
 		_, err := r.d.js.PublishMsg(ctx, msg, append(opts, jetstream.WithRetryAttempts(0))...)
 		if errors.Is(err, jetstream.ErrNoStreamResponse) {
 			// Its leader may be away. The server that knows the streams says if there is none.
@@ -739,25 +843,26 @@ func (r *runner) sendEntry(ctx context.Context, e *dlq.Entry, claim uint64) (why
 	})
 	end(err)
 	api, ok := errors.AsType[*jetstream.APIError](err)
+	why := ""
 	switch {
-	case ok && api.ErrorCode == codeWrongLastSequence && r.s.Plan.Options.tracked():
+	case ok && api.ErrorCode == codeWrongLastSequence && tracked:
 		err = nil // it is there
 	case errors.Is(err, errNoStream):
-		why = fmt.Sprintf("no stream takes subject %q", targetName(msg.Subject, r.s.Plan.Options.tracked()))
+		why = fmt.Sprintf("no stream takes subject %q", targetName(msg.Subject, tracked))
 	case errors.Is(err, nats.ErrMaxPayload), ok && api.ErrorCode == codeTooLarge:
 		why = "too large for its stream, with what a replay adds"
 	case ok && api.ErrorCode == codeOtherStream:
 		why = "another stream takes its subject now"
 	}
 	if why != "" {
-		return why, r.release(ctx, e, why)
+		return r.release(ctx, e, why)
 	}
-	if err != nil || r.s.Plan.Options.tracked() {
-		return "", err
+	if err != nil || tracked {
+		return err
 	}
 	sent := dlq.Change{Kind: dlq.ChangeSent, Actor: r.d.cfg.Actor, Operation: r.id, Target: r.s.Plan.Options.Target}
 	err = r.retry(ctx, func(ctx context.Context) error { return r.d.store.Change(ctx, e, sent, nil) })
-	return "", ignore(err, dlq.ErrEntryChanged) // somebody forced it
+	return ignore(err, dlq.ErrEntryChanged) // somebody forced it
 }
 
 // trace begins the span of a replay, if there is telemetry.
@@ -851,7 +956,7 @@ func (r *runner) retry(ctx context.Context, f func(context.Context) error) error
 		try, cancel := context.WithTimeout(ctx, request)
 		err := f(try)
 		cancel()
-		if err == nil || !passes(err) {
+		if err == nil || !passes(err) && ctx.Err() == nil {
 			return err
 		}
 		r.mu.Lock()
@@ -880,8 +985,8 @@ func passes(err error) bool {
 	case errors.Is(err, nats.ErrPermissionViolation), errors.Is(err, nats.ErrConnectionClosed):
 		return false
 	}
-	return isOneOf(err, errNotVisible, nats.ErrTimeout, context.DeadlineExceeded, nats.ErrNoResponders, jetstream.ErrNoStreamResponse,
-		jetstream.ErrJetStreamNotEnabled, nats.ErrDisconnected, nats.ErrReconnectBufExceeded)
+	return isOneOf(err, errNotVisible, errStalled, nats.ErrTimeout, context.DeadlineExceeded, nats.ErrNoResponders,
+		jetstream.ErrNoStreamResponse, jetstream.ErrJetStreamNotEnabled, nats.ErrDisconnected, nats.ErrReconnectBufExceeded)
 }
 
 func isOneOf(err error, targets ...error) bool {
@@ -891,48 +996,81 @@ func isOneOf(err error, targets ...error) bool {
 // releaseUnsent gives back what a runner had in hand when it ended: claimed, and
 // neither sent nor settled.
 func (d *Desk) releaseUnsent(ctx context.Context, s *stored) error {
-	subjects, err := d.unsettled(ctx, s)
+	claims, err := d.unsettled(ctx, s)
 	if err != nil {
-		return err
+		return fmt.Errorf("operation %s: look for what it had in hand, to give it back: %w; cancel it again", s.Plan.ID, err)
 	}
 	r := &runner{d: d, id: s.Plan.ID, s: s}
-	r.cond = sync.NewCond(&r.mu)
-	for subject := range subjects {
-		e, err := d.getAt(ctx, subject)
-		if e == nil {
-			if errors.Is(err, ErrNotFound) {
-				continue
-			}
-			return err
-		}
-		if e.State != dlq.StateReplaying || e.Operation != s.Plan.ID || !s.Plan.Options.tracked() {
-			continue
-		}
-		st, err := d.js.Stream(ctx, e.Stream)
-		if err == nil {
-			_, err = st.GetLastMsgForSubject(ctx, dlq.ReplaySubject(e.Stream, e.Consumer, e.ID, s.Plan.ID))
-		}
-		if err == nil {
-			continue // it is sent
-		}
-		if !errors.Is(err, jetstream.ErrMsgNotFound) && !errors.Is(err, jetstream.ErrStreamNotFound) {
-			return fmt.Errorf("release what operation %s has in hand: %w", s.Plan.ID, err)
-		}
-		if err := r.release(ctx, e, "cancelled"); err != nil {
-			return err
-		}
+	n, err := each(claims, func(subject string, claim uint64) error { return r.releaseIfUnsent(ctx, subject, claim) })
+	if err != nil {
+		return fmt.Errorf("operation %s: of %d that it had in hand it is not known whether they are to be given back: cancel it again: %w",
+			s.Plan.ID, n, err)
 	}
 	return nil
 }
 
-// unsettled are the subjects of the entries that an operation has claimed and that have no
-// outcome. Its claims are all after its selection was frozen.
-func (d *Desk) unsettled(ctx context.Context, s *stored) (map[string]struct{}, error) {
+// each calls f for the claims, several at a time. It returns how many have failed, and
+// one of the errors.
+func each(claims map[string]uint64, f func(subject string, claim uint64) error) (failed int, err error) {
+	queue := make(chan string)
+	errs := make(chan error, len(claims))
+	var all sync.WaitGroup
+	for range min(senders, len(claims)) {
+		all.Go(func() {
+			for subject := range queue {
+				if err := f(subject, claims[subject]); err != nil {
+					errs <- err
+				}
+			}
+		})
+	}
+	for subject := range claims {
+		queue <- subject
+	}
+	close(queue)
+	all.Wait()
+	if failed = len(errs); failed > 0 {
+		err = <-errs
+	}
+	return failed, err
+}
+
+// claimedEntry is what a subject and its claim say of an entry, without reading it.
+func claimedEntry(subject string, claim uint64) *dlq.Entry {
+	var names [6]string // monotel.dlq.<dead-letter stream>.<stream>.<consumer>.<ID>
+	copy(names[:], strings.Split(subject, "."))
+	e := dlq.NewEntry(&dlq.Record{Stream: names[3], Consumer: names[4], ID: names[5]}, claim, nil)
+	e.State = dlq.StateReplaying
+	return e
+}
+
+// releaseIfUnsent gives an entry back, unless it is sent. If anything has come after
+// the claim it is not released.
+func (r *runner) releaseIfUnsent(ctx context.Context, subject string, claim uint64) error {
+	e := claimedEntry(subject, claim)
+	if !r.s.Plan.Options.tracked() {
+		return r.release(ctx, e, whyUnknown)
+	}
+	there := false
+	err := r.retry(ctx, func(ctx context.Context) (err error) {
+		there, err = r.isThere(ctx, e)
+		return err
+	})
+	if there || err != nil {
+		return err
+	}
+	return r.release(ctx, e, whyCancelled)
+}
+
+// unsettled are the subjects of the entries that an operation has claimed and that
+// have no outcome, with the sequences of the claims. These are all after its
+// selection was frozen.
+func (d *Desk) unsettled(ctx context.Context, s *stored) (map[string]uint64, error) {
 	info, err := d.info(ctx)
 	if err != nil {
 		return nil, err
 	}
-	subjects := make(map[string]struct{})
+	claims := make(map[string]uint64)
 	for lo := s.Plan.Upto + 1; lo <= info.State.LastSeq; lo += chunk {
 		messages, err := d.readRange(ctx, lo, min(lo+chunk-1, info.State.LastSeq), true)
 		if err != nil {
@@ -945,42 +1083,46 @@ func (d *Desk) unsettled(ctx context.Context, s *stored) (map[string]struct{}, e
 			}
 			switch dlq.ChangeKind(m.header.Get(dlq.HeaderChange)) {
 			case dlq.ChangeReplaying:
-				subjects[m.subject] = struct{}{}
+				claims[m.subject] = m.sequence
 			case dlq.ChangeEdited:
 			default:
-				delete(subjects, m.subject)
+				delete(claims, m.subject)
 			}
 		}
 	}
-	return subjects, nil
+	return claims, nil
 }
 
 // resume sends what an earlier run has claimed and not sent. It counts as in
 // flight, and the gate would wait for it.
 func (r *runner) resume(ctx context.Context) error {
-	subjects, err := r.d.unsettled(ctx, r.s)
+	claims, err := r.d.unsettled(ctx, r.s)
 	if err != nil {
 		return err
 	}
-	for subject := range subjects {
-		e, err := r.d.getAt(ctx, subject)
-		if errors.Is(err, ErrNotFound) {
-			continue // discarded by force
-		}
-		if e == nil {
-			return err
-		}
-		if e.State == dlq.StateReplaying && e.Operation == r.id && e.History[len(e.History)-1].Kind == dlq.ChangeReplaying {
-			if _, err := r.resend(ctx, e, e.Last); err != nil {
+	_, err = each(claims, func(subject string, claim uint64) error {
+		var e *dlq.Entry
+		err := r.retry(ctx, func(ctx context.Context) (err error) {
+			if sent, err := r.sent(ctx, claimedEntry(subject, claim), claim); sent || err != nil {
 				return err
 			}
+			e, err = r.d.getAt(ctx, subject)
+			return err
+		})
+		switch {
+		case e == nil: // it is sent, or gone
+			return ignore(err, ErrNotFound)
+		case e.Last != claim: // somebody has taken it by force
+			return nil
 		}
-	}
-	return nil
+		return r.sendEntry(ctx, e, claim)
+	})
+	return err
 }
 
 // Tried lists the IDs of the entries that an operation has taken in hand, and of
-// those that it has not, oldest first. It reads each of them.
+// those that it has not, or has given back when it was cancelled, oldest first. It
+// reads each of them.
 func (d *Desk) Tried(ctx context.Context, id string) (tried, remaining []string, err error) {
 	s, err := d.load(ctx, id)
 	if err != nil {
@@ -1000,7 +1142,11 @@ func (d *Desk) Tried(ctx context.Context, id string) (tried, remaining []string,
 		}
 		mine := false
 		err = d.messagesOf(ctx, m.subject, func(m *message) {
-			mine = mine || m.header.Get(dlq.HeaderChangeOperation) == id
+			c, err := dlq.DecodeChange(m.header, nil)
+			if err != nil || c.Operation != id || c.Kind == dlq.ChangeEdited {
+				return
+			}
+			mine = c.Kind != dlq.ChangeReleased || !strings.HasPrefix(c.Reason, whyCancelled)
 		})
 		if err != nil {
 			return tried, remaining, fmt.Errorf("entries of operation %s: %w", id, err)

@@ -1,12 +1,15 @@
 package triage
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -16,10 +19,15 @@ import (
 )
 
 const (
-	// chunk is how many messages are read at a time. It bounds the memory that a
-	// scan takes: a few megabytes for what is read, and as much for what is read
-	// ahead.
-	chunk = 2048
+	// A chunk is what is read at a time: this many sequences, or fewer, so that its
+	// messages have about aimedBytes. It never has more than chunkBytes, unless it
+	// is a single message. That bounds the memory that a scan takes: a chunk that is
+	// worked on, and as many as are read ahead.
+	chunk      = 2048
+	firstChunk = 128 // before anything is known of the size of messages
+	growth     = 4   // how many times as much the next chunk may be
+	aimedBytes = 4 << 20
+	chunkBytes = 6 << 20
 
 	// aheads is how many chunks are read at a time, so that the server need not
 	// wait for us between two of them.
@@ -27,7 +35,7 @@ const (
 
 	scanTries  = 5
 	fetchWait  = 3 * time.Second
-	rangeWait  = 5 * fetchWait
+	stallWait  = 5 * fetchWait   // without a message, after which a read has failed
 	sizeHeader = "Nats-Msg-Size" // what the server says instead of a body
 )
 
@@ -54,8 +62,23 @@ func (m *message) record(headersOnly bool) (*dlq.Record, error) {
 	return r, err
 }
 
+// A pace is how many sequences are read at a time. It follows the size of the
+// messages.
+type pace struct{ n atomic.Uint64 }
+
+// saw takes what came of asking for some sequences: r has all of them, or as many
+// as fit a chunk.
+func (p *pace) saw(asked uint64, r *reading) {
+	got := r.upto - r.first + 1
+	n := got * aimedBytes / uint64(max(r.size, 1))
+	if got < asked {
+		n = min(n, asked/2) //nolint:mnd // so that it comes to an end, whatever comes first
+	}
+	p.n.Store(max(min(n, growth*asked, chunk), 1))
+}
+
 // chunksBackwards reads the messages of a range of sequences, the newest chunk
-// first; within a chunk the oldest message comes first. The next chunks are read
+// first; within a chunk the oldest message comes first. The next chunk is read
 // while one is worked on. What comes with an error is the end.
 func (d *Desk) chunksBackwards(ctx context.Context, first, last uint64, headersOnly bool) iter.Seq2[[]message, error] {
 	return func(yield func([]message, error) bool) {
@@ -67,32 +90,41 @@ func (d *Desk) chunksBackwards(ctx context.Context, first, last uint64, headersO
 		var readers sync.WaitGroup
 		defer readers.Wait()
 		defer cancel()
+		var pace pace
+		pace.n.Store(firstChunk)
 		queue := make(chan chan read, aheads-1) // with one that waits for its place
 		readers.Go(func() {
 			defer close(queue)
 			for hi := last; hi >= first && hi > 0; {
-				lo := first
-				if hi-first >= chunk {
-					lo = hi - chunk + 1
-				}
-				done, to := make(chan read, 1), hi
+				chunks := make(chan read)
 				select {
-				case queue <- done:
+				case queue <- chunks:
 				case <-ctx.Done():
 					return
 				}
+				lo, to := first, hi
+				if n := pace.n.Load(); hi-first >= n {
+					lo = hi - n + 1
+				}
 				readers.Go(func() {
-					var r read
-					r.messages, r.err = d.readRange(ctx, lo, to, headersOnly)
-					done <- r
+					defer close(chunks)
+					d.readBackwards(ctx, lo, to, headersOnly, &pace, func(messages []message, err error) bool {
+						select {
+						case chunks <- read{messages, err}:
+							return true
+						case <-ctx.Done():
+							return false
+						}
+					})
 				})
 				hi = lo - 1
 			}
 		})
-		for done := range queue {
-			r := <-done
-			if !yield(r.messages, r.err) || r.err != nil {
-				return
+		for chunks := range queue {
+			for r := range chunks {
+				if !yield(r.messages, r.err) || r.err != nil {
+					return
+				}
 			}
 		}
 		if ctx.Err() != nil {
@@ -101,16 +133,55 @@ func (d *Desk) chunksBackwards(ctx context.Context, first, last uint64, headersO
 	}
 }
 
-// readRange reads the messages from one sequence to another. It tries again when
-// the connection is lost half-way.
+// readBackwards reads the messages from one sequence to another, all of them
+// together if they fit a chunk, else the newest first.
+func (d *Desk) readBackwards(ctx context.Context, lo, hi uint64, headersOnly bool, pace *pace, yield func([]message, error) bool) {
+	for hi >= lo {
+		from := lo
+		if n := pace.n.Load(); hi-lo >= n {
+			from = hi - n + 1
+		}
+		r, err := d.readSome(ctx, from, hi, headersOnly)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		pace.saw(hi-from+1, r)
+		if r.upto < hi { // the newest are missing: they come first, so it is read again
+			continue
+		}
+		if !yield(r.messages, nil) {
+			return
+		}
+		hi = from - 1
+	}
+}
+
+// readRange reads all messages from one sequence to another.
 func (d *Desk) readRange(ctx context.Context, lo, hi uint64, headersOnly bool) ([]message, error) {
+	var messages []message
+	for lo <= hi {
+		r, err := d.readSome(ctx, lo, hi, headersOnly)
+		if err != nil {
+			return nil, err
+		}
+		messages = append(messages, r.messages...)
+		lo = r.upto + 1
+	}
+	return messages, nil
+}
+
+// readSome reads the messages from one sequence to another, or as many of them as
+// fit a chunk. It tries again when the connection is lost half-way.
+func (d *Desk) readSome(ctx context.Context, lo, hi uint64, headersOnly bool) (*reading, error) {
 	for try := 1; ; try++ {
-		messages, err := d.tryRange(ctx, lo, hi, headersOnly)
-		if err == nil || ctx.Err() != nil || try == scanTries || errors.Is(err, jetstream.ErrStreamNotFound) {
-			if err != nil {
-				err = fmt.Errorf("read dead-letter stream %q: %w", d.cfg.Stream, err)
-			}
-			return messages, err
+		// On a slow line the answer comes behind what another reader has asked for.
+		r, err := d.readOnce(ctx, lo, hi, headersOnly, time.Duration(try)*fetchWait, stallWait)
+		if err == nil {
+			return r, nil
+		}
+		if ctx.Err() != nil || try == scanTries || errors.Is(err, jetstream.ErrStreamNotFound) {
+			return nil, fmt.Errorf("read dead-letter stream %q: %w", d.cfg.Stream, err)
 		}
 		if err := pause(ctx, time.Duration(try)*time.Second/4); err != nil {
 			return nil, err
@@ -118,74 +189,207 @@ func (d *Desk) readRange(ctx context.Context, lo, hi uint64, headersOnly bool) (
 	}
 }
 
+// tryRange reads the messages from one sequence to another, or as many of them as
+// fit a chunk. It does not try again.
 func (d *Desk) tryRange(ctx context.Context, lo, hi uint64, headersOnly bool) ([]message, error) {
-	// A request whose server has ended gets no answer, however long ctx may be.
-	ctx, cancel := context.WithTimeout(ctx, rangeWait)
+	r, err := d.readOnce(ctx, lo, hi, headersOnly, fetchWait, stallWait)
+	if err != nil {
+		return nil, err
+	}
+	return r.messages, nil
+}
+
+// A reading is what was read of a range of sequences: all that there is up to one
+// of them.
+type reading struct {
+	messages    []message
+	size        int // of the messages, in bytes
+	first, upto uint64
+
+	d          *Desk
+	consumer   jetstream.Consumer // made for this
+	inbox      string
+	incoming   chan *nats.Msg
+	stall      time.Duration
+	moved      time.Time // when the last message came
+	left       uint64    // messages that the consumer has, also beyond the range
+	received   uint64
+	reconnects uint64
+	full       bool
+}
+
+// readOnce reads the messages from one sequence to another, as many of them as fit
+// a chunk. It gives up when the server does not answer for so long as begin, or no
+// message has come for so long as stall, however long it may take in all.
+func (d *Desk) readOnce(ctx context.Context, lo, hi uint64, headersOnly bool, begin, stall time.Duration) (*reading, error) {
+	const spare = 16 // for what the server says beside the messages
+	create, cancel := context.WithTimeout(ctx, begin)
 	defer cancel()
-	create, cancelCreate := context.WithTimeout(ctx, fetchWait)
-	defer cancelCreate()
-	cons, err := d.js.CreateConsumer(create, d.cfg.Stream, jetstream.ConsumerConfig{
+	r := &reading{d: d, first: lo, stall: stall, moved: time.Now(), reconnects: d.nc.Stats().Reconnects, inbox: d.nc.NewInbox()}
+	var err error
+	r.consumer, err = d.js.CreateConsumer(create, d.cfg.Stream, jetstream.ConsumerConfig{
 		AckPolicy: jetstream.AckNonePolicy, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: lo,
-		HeadersOnly: headersOnly, MemoryStorage: true, Replicas: 1, InactiveThreshold: rangeWait,
+		HeadersOnly: headersOnly, MemoryStorage: true, Replicas: 1, InactiveThreshold: 4 * stall, //nolint:mnd // while much is on its way
 	})
 	if err != nil {
 		return nil, err
 	}
+	info := r.consumer.CachedInfo()
 	defer func() {
 		// Nobody waits for it. If it is lost the server deletes it by itself.
-		_ = d.nc.Publish(jetstream.DefaultAPIPrefix+"CONSUMER.DELETE."+d.cfg.Stream+"."+cons.CachedInfo().Name, nil)
+		_ = d.nc.Publish(d.apiSubject("CONSUMER.DELETE."+d.cfg.Stream+"."+info.Name), nil)
 	}()
-	left, received := cons.CachedInfo().NumPending, uint64(0)
-	messages := make([]message, 0, min(left, hi-lo+1))
-	for left > 0 {
-		most := int(min(left, hi-lo+1-uint64(len(messages)))) //nolint:gosec // at most a chunk
-		batch, err := cons.Fetch(most, jetstream.FetchMaxWait(fetchWait))
+	r.left = info.NumPending
+	most := min(r.left, hi-lo+1)
+	r.incoming, r.messages = make(chan *nats.Msg, most+spare), make([]message, 0, most)
+	sub, err := d.nc.ChanSubscribe(r.inbox, r.incoming)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	for r.left > 0 && r.upto < hi && !r.full {
+		err := r.pull(ctx, min(r.left, hi-lo+1-uint64(len(r.messages))), chunkBytes-r.size, hi)
+		if r.full && len(r.messages) == 0 { // the first is larger than a chunk, so it comes alone
+			r.full = false
+			err = r.pull(ctx, 1, 0, hi)
+		}
 		if err != nil {
 			return nil, err
 		}
-		got := 0
-		for m := range batch.Messages() {
-			meta, err := m.Metadata()
-			if err != nil {
-				return nil, err
-			}
-			got++
-			if meta.Sequence.Consumer != received+1 {
-				return nil, errGap
-			}
-			received++
-			if meta.Sequence.Stream > hi {
-				return messages, nil
-			}
-			messages = append(messages, message{m.Subject(), m.Headers(), m.Data(), meta.Sequence.Stream, meta.Timestamp})
-			left = meta.NumPending
-		}
-		if err := batch.Error(); err != nil {
-			return nil, err
-		}
-		if got == 0 { // what was pending is gone, or the consumer, or the connection
-			info, err := cons.Info(ctx)
-			if err != nil {
-				return nil, err
-			}
-			if info.Delivered.Consumer != received {
-				return nil, errGap
-			}
-			left = info.NumPending
-		}
-		if uint64(len(messages)) >= hi-lo+1 {
-			return messages, nil
-		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
+		r.full = r.full || r.size >= chunkBytes
 	}
-	return messages, nil
+	if !r.full || r.left == 0 {
+		r.upto = hi
+	}
+	return r, nil
 }
 
-// Nothing is acknowledged, so what was on its way when a connection broke does not
-// come again.
-var errGap = errors.New("messages were lost with a connection")
+// pull asks for messages, so many of them and of so many bytes together at most, 0
+// bytes for no limit, and takes what comes, up to a sequence. It returns without
+// an error when there is no more to wait for: all have come, or the server has said
+// that the next is too large or that there is none.
+func (r *reading) pull(ctx context.Context, batch uint64, limit int, hi uint64) error {
+	request, err := json.Marshal(struct {
+		Batch    uint64        `json:"batch"`
+		MaxBytes int           `json:"max_bytes,omitempty"`
+		Expires  time.Duration `json:"expires"`
+	}{batch, limit, fetchWait})
+	if err != nil {
+		return err
+	}
+	next := r.d.apiSubject("CONSUMER.MSG.NEXT." + r.d.cfg.Stream + "." + r.consumer.CachedInfo().Name)
+	if err := r.d.nc.PublishRequest(next, r.inbox, request); err != nil {
+		return err
+	}
+	idle := time.NewTimer(r.patience())
+	defer idle.Stop()
+	for ; batch > 0; batch-- {
+		var m *nats.Msg
+		for m == nil {
+			select {
+			case m = <-r.incoming:
+			case <-idle.C:
+				if over, err := r.look(ctx); over || err != nil {
+					return err
+				}
+				idle.Reset(r.patience())
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		if m.Reply == "" {
+			return r.status(ctx, m)
+		}
+		idle.Reset(r.patience())
+		if err := r.add(m, hi); err != nil {
+			return err
+		}
+		if r.upto >= hi || (limit > 0 && r.size >= chunkBytes) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// patience is how long nothing may come before we ask why. By then a request has
+// expired.
+func (r *reading) patience() time.Duration { return min(fetchWait+time.Second, r.stall) }
+
+// add takes a message that has come.
+func (r *reading) add(m *nats.Msg, hi uint64) error {
+	meta, err := m.Metadata()
+	if err != nil {
+		return err
+	}
+	r.moved = time.Now()
+	if meta.Sequence.Consumer != r.received+1 {
+		return errGap
+	}
+	r.received++
+	r.left = meta.NumPending
+	r.upto = min(meta.Sequence.Stream, hi)
+	if meta.Sequence.Stream <= hi {
+		r.messages = append(r.messages, message{m.Subject, m.Header, m.Data, meta.Sequence.Stream, meta.Timestamp})
+		r.size += m.Size()
+	}
+	return nil
+}
+
+// status takes what the server says instead of a message: why it sends no more.
+func (r *reading) status(ctx context.Context, m *nats.Msg) error {
+	const conflict, noMessages, timeout, tooLarge = "409", "404", "408", "Message Size Exceeds MaxBytes"
+	code, text := m.Header.Get("Status"), m.Header.Get("Description")
+	switch {
+	case code == conflict && text == tooLarge:
+		r.full = true
+		return nil
+	case code == noMessages || code == timeout:
+		_, err := r.look(ctx) // what was there is gone, or it is slow
+		return err
+	}
+	return fmt.Errorf("%w: %s %s", errRefused, code, text)
+}
+
+// look finds out why nothing comes, and reports whether to wait no longer: what was
+// asked for is lost, or there is nothing more.
+func (r *reading) look(ctx context.Context) (over bool, err error) {
+	if time.Since(r.moved) >= r.stall {
+		return false, errStalled
+	}
+	if r.d.nc.Stats().Reconnects != r.reconnects {
+		return false, errGap
+	}
+	ask, cancel := context.WithTimeout(ctx, fetchWait)
+	defer cancel()
+	info, err := r.consumer.Info(ask)
+	switch {
+	case ctx.Err() != nil:
+		return false, context.Cause(ctx)
+	case errors.Is(err, jetstream.ErrConsumerNotFound), errors.Is(err, nats.ErrConnectionClosed):
+		return false, err
+	case err != nil:
+		return false, nil // nobody knows: if it is on its way, so is the answer
+	case info.Delivered.Consumer == r.received:
+		r.left = info.NumPending
+		return true, nil
+	}
+	return false, nil // on its way, or lost: then it stalls
+}
+
+var (
+	// Nothing is acknowledged, so what was on its way when a connection broke does
+	// not come again.
+	errGap = errors.New("messages were lost with a connection")
+
+	errStalled = errors.New("no message has come for too long")
+	errRefused = errors.New("the server sends no messages")
+)
+
+// apiSubject is where the server is asked for something.
+func (d *Desk) apiSubject(request string) string {
+	prefix := cmp.Or(d.js.Options().APIPrefix, jetstream.DefaultAPIPrefix)
+	return strings.TrimSuffix(prefix, ".") + "." + request
+}
 
 // pause waits, or returns why ctx has ended.
 func pause(ctx context.Context, how time.Duration) error {

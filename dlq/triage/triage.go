@@ -105,6 +105,15 @@ type Config struct {
 	// Stream is the dead-letter stream. The default is "DLQ".
 	Stream string
 
+	// Domain is the JetStream domain that the stream is in, such as that of the hub
+	// for who is connected to a leaf node. The default is that of the server.
+	Domain string
+
+	// APIPrefix begins the subjects of the JetStream API in place of "$JS.API", where
+	// it is another account's, imported under that name. It takes the place of
+	// Domain: one of them can be set.
+	APIPrefix string
+
 	// Actor is who is at work, for the history: the default is user@host.
 	Actor string
 
@@ -115,6 +124,34 @@ type Config struct {
 
 	// Fingerprint tells failures apart, see [Fingerprint], which is the default.
 	Fingerprint func(*dlq.Entry) string
+}
+
+// JetStream returns the JetStream that has the dead letters, in whose domain or
+// with whose prefix all is asked for. Domain and APIPrefix together are an
+// [ErrInvalid], and so is one that cannot be part of a subject.
+func (c Config) JetStream(nc *nats.Conn) (jetstream.JetStream, error) {
+	prefix := strings.TrimSuffix(c.APIPrefix, ".")
+	switch {
+	case c.Domain != "" && prefix != "":
+		return nil, fmt.Errorf("%w: a JetStream domain and an API prefix, want one of them", ErrInvalid)
+	case strings.Contains(c.Domain, "."), !isSubject(c.Domain):
+		return nil, fmt.Errorf("%w: JetStream domain %q, want a name without dots, spaces and wildcards", ErrInvalid, c.Domain)
+	case !isSubject(prefix):
+		return nil, fmt.Errorf("%w: JetStream API prefix %q, want the beginning of a subject", ErrInvalid, c.APIPrefix)
+	case c.Domain != "":
+		// It is a prefix, too. Package jetstreamext, which we read with, knows only
+		// how to write that: of a domain it leaves out ".API".
+		prefix = "$JS." + c.Domain + ".API"
+	case prefix == "":
+		return jetstream.New(nc)
+	}
+	return jetstream.NewWithAPIPrefix(nc, prefix)
+}
+
+// isSubject reports whether s may begin a subject, as nothing may.
+func isSubject(s string) bool {
+	odd := func(r rune) bool { return r <= ' ' || r == 0x7f || r == '*' || r == '>' }
+	return s == "" || strings.IndexFunc(s, odd) < 0 && !strings.Contains("."+s+".", "..")
 }
 
 // A Desk is where dead letters are looked at and worked on. It is safe for
@@ -133,7 +170,7 @@ type Desk struct {
 // Open returns a desk for the dead letters of a stream, which must exist: else it
 // is an [ErrNoDeadLetters].
 func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Desk, error) {
-	js, err := jetstream.New(nc)
+	js, err := cfg.JetStream(nc)
 	if err != nil {
 		return nil, fmt.Errorf("open dead letters: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 // An action is something that is done to each of many dead letters.
@@ -58,6 +59,9 @@ func (c *cli) change(a action) *cobra.Command {
 	var h hand
 	h.register(cmd, c)
 	cmd.RunE = c.runs(func(ctx context.Context, args []string) error {
+		if err := s.check(args); err != nil {
+			return err
+		}
 		if err := h.check(c); err != nil {
 			return err
 		}
@@ -74,7 +78,7 @@ func (c *cli) change(a action) *cobra.Command {
 				return err
 			}
 			if h.dryRun {
-				return c.listEntries(inMemory(all), false)
+				return c.listEntries(inMemory(all), false, "")
 			}
 			question := fmt.Sprintf("%s%s %s?", strings.ToUpper(a.name[:1]), a.name[1:], plural(len(all), "dead letter"))
 			return c.each(ctx, all, &h, question, a.done, func(ctx context.Context, e *dlq.Entry) error {
@@ -103,7 +107,7 @@ type hand struct {
 
 func (h *hand) register(cmd *cobra.Command, c *cli) {
 	f := cmd.Flags()
-	f.StringVar(&h.reason, "reason", "", "why, for the history")
+	f.StringVar(&h.reason, "reason", "", "`TEXT` for the history: why")
 	f.BoolVarP(&h.yes, "yes", "y", false, "do not ask")
 	f.BoolVar(&h.dryRun, "dry-run", false, "only say which, or what would be done")
 	cmd.MarkFlagsMutuallyExclusive("dry-run", "yes")
@@ -192,7 +196,7 @@ func (c *cli) summary(v changedView, done string, unchanged int) error {
 	}
 	if v.Changed+unchanged+v.Left > 0 || len(v.Failed) > 1 {
 		for _, f := range v.Failed {
-			fmt.Fprintf(c.err, "%s\n", safe(f.Error))
+			fmt.Fprintf(c.err, "%s\n", safe.Line(f.Error))
 		}
 	}
 	if v.Changed > 0 {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 // The exit codes.
@@ -80,7 +81,7 @@ func run(ctx context.Context, args []string, p process) int {
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		text = "interrupted"
 	}
-	fmt.Fprintln(c.err, "monotel: "+strings.TrimRight(safeLines(text), "\n"))
+	fmt.Fprintln(c.err, "monotel: "+strings.TrimRight(safe.Block(text), "\n"))
 	if !c.started {
 		fmt.Fprintf(c.err, "See '%s --help'.\n", cmd.CommandPath())
 	}
@@ -120,6 +121,14 @@ func (c *cli) runs(f func(ctx context.Context, args []string) error) func(*cobra
 	}
 }
 
+// The flags of the connection are as many as a screen has lines: they are listed
+// once, by the command that has them.
+const (
+	inheritedFlags = "Global Flags:\n{{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}"
+	otherFlags     = "Flags of every command, see 'monotel --help':\n" +
+		"  -o, --output FORMAT (table, json, ndjson), -q, --quiet, and which server: --server, --context, …"
+)
+
 const connectionHelp = `Connection: --server, else NATS_URL, else the context that is selected with
 "nats context select" or named by NATS_CONTEXT, else nats://127.0.0.1:4222.
 With --context, NATS_URL, NATS_CREDS, NATS_USER and NATS_PASSWORD are not looked
@@ -129,8 +138,9 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, and nothing was changed, 3 partly d
 
 func (c *cli) root() *cobra.Command {
 	root := &cobra.Command{
-		Use:   "monotel",
-		Short: "Look after event-driven apps on NATS JetStream",
+		Use:     "monotel",
+		Version: buildVersion().text(),
+		Short:   "Look after event-driven apps on NATS JetStream",
 		Long: "monotel looks after event-driven apps on NATS JetStream: it shows what could\n" +
 			"not be handled, and why, and has it handled again.\n\n" + connectionHelp,
 		Example:       "  monotel dlq ls\n  monotel dlq replay --group 3f2a --dry-run",
@@ -144,9 +154,11 @@ func (c *cli) root() *cobra.Command {
 		},
 	}
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), inheritedFlags, otherFlags, 1))
 	f := root.PersistentFlags()
 	c.conn.register(root, f)
-	f.StringVarP(&c.output, "output", "o", outputTable, "table, json or ndjson")
+	f.StringVarP(&c.output, "output", "o", outputTable, "`FORMAT`: table, json or ndjson")
 	f.BoolVarP(&c.quiet, "quiet", "q", false, "no progress, and no remarks on what went well")
 	c.complete(root, "output", func(context.Context, string) []string { return outputs })
 	root.AddCommand(c.dlq(), c.version())
@@ -160,22 +172,11 @@ func (c *cli) version() *cobra.Command {
 		Example: "  monotel version",
 		Args:    cobra.NoArgs,
 		RunE: c.runs(func(context.Context, []string) error {
-			v := versionView{Version: "(devel)", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
-			if info, ok := debug.ReadBuildInfo(); ok {
-				if info.Main.Version != "" {
-					v.Version = info.Main.Version
-				}
-				for _, s := range info.Settings {
-					if s.Key == "vcs.revision" {
-						v.Revision = s.Value
-					}
-				}
-			}
+			v := buildVersion()
 			if c.output != outputTable {
 				return c.writeJSON(v)
 			}
-			fmt.Fprintf(c.out, "monotel %s (%s, %s)\n", v.Version, v.Go, v.Platform)
-			return nil
+			return c.write([]byte(v.text() + "\n"))
 		}),
 	}
 }
@@ -185,6 +186,27 @@ type versionView struct {
 	Revision string `json:"revision,omitempty"`
 	Go       string `json:"go"`
 	Platform string `json:"platform"`
+}
+
+func buildVersion() versionView {
+	v := versionView{Version: "(devel)", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return v
+	}
+	if info.Main.Version != "" {
+		v.Version = info.Main.Version
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			v.Revision = s.Value
+		}
+	}
+	return v
+}
+
+func (v versionView) text() string {
+	return fmt.Sprintf("monotel %s (%s, %s)", v.Version, v.Go, v.Platform)
 }
 
 func (c *cli) dlq() *cobra.Command {
@@ -197,7 +219,7 @@ func (c *cli) dlq() *cobra.Command {
 			"  monotel dlq groups\n" +
 			"  monotel dlq ls --where 'consumer == \"billing\" && age < duration(\"2h\")'\n" +
 			"  monotel dlq replay --group 3f2a --canary 1,5,20 --dry-run",
-		Args: cobra.NoArgs,
+		Args: noCommand,
 	}
 	var trace traceURL
 	trace.register(cmd, c)
@@ -213,7 +235,60 @@ func (c *cli) dlq() *cobra.Command {
 		}
 		return c.withDesk(ctx, func(ctx context.Context, desk *triage.Desk) error { return openScreen(ctx, c, desk, template) })
 	})
-	cmd.AddCommand(c.ls(), c.show(), c.groups(), c.stats(), c.tail(), c.replay(), c.ops(), c.edit(),
-		c.discard(), c.archive(), c.restore(), c.export(), c.imports(), c.doctor())
+	for _, g := range []struct {
+		title    string
+		commands []*cobra.Command
+	}{
+		{"Look:", []*cobra.Command{c.groups(), c.ls(), c.show(), c.stats(), c.tail()}},
+		{"Decide:", []*cobra.Command{c.replay(), c.ops(), c.edit(), c.archive(), c.discard(), c.restore()}},
+		{"Keep and check:", []*cobra.Command{c.export(), c.imports(), c.doctor()}},
+	} {
+		cmd.AddGroup(&cobra.Group{ID: g.title, Title: g.title})
+		for _, sub := range g.commands {
+			sub.GroupID = g.title
+			cmd.AddCommand(sub)
+		}
+	}
 	return cmd
 }
+
+// noCommand is for a command with others below it, that takes no arguments of its
+// own.
+func noCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	const misspelt = 2 // letters
+	cmd.SuggestionsMinimumDistance = misspelt
+	err := fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		err = fmt.Errorf("%w; did you mean %s?", err, strings.Join(near, " or "))
+	}
+	return err
+}
+
+// noArgs is for a command that takes flags only.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if cmd.Flags().Lookup("id") != nil {
+		return fmt.Errorf("%q: this command takes flags only; --id %s is for an ID, --where for a condition", args[0], args[0])
+	}
+	return fmt.Errorf("%q: this command takes flags only", args[0])
+}
+
+// oneArg is for a command that takes one argument. from says where there is one.
+func oneArg(what, from string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) == 1 {
+			return nil
+		}
+		return fmt.Errorf("want one %s, not %d; %s", what, len(args), from)
+	}
+}
+
+const (
+	fromList       = "'monotel dlq ls' lists them"
+	fromOperations = "'monotel dlq ops' lists them"
+)

@@ -92,15 +92,21 @@ func TestHelp(t *testing.T) {
 			t.Errorf("monotel %s prints %d bytes, and as errors %q", strings.Join(args, " "), len(out), errs)
 		}
 	}
-	out, _ := b.ok("help", "dlq", "ls")
-	if !strings.Contains(out, "rather use --password-file") {
+	if out, _ := b.ok("help"); !strings.Contains(out, "rather use --password-file") {
 		t.Error("help does not say that others see a password on the command line")
+	}
+	if out, _ := b.ok("help", "dlq", "ls"); strings.Contains(out, "--tlskey") || !strings.Contains(out, "see 'monotel --help'") {
+		t.Errorf("help of a command repeats the flags of the connection, or does not say where they are:\n%s", out)
 	}
 }
 
 func TestVersion(t *testing.T) {
 	t.Parallel()
 	b := bare(t)
+	plain, _ := b.ok("version")
+	if flag, _ := b.ok("--version"); flag != plain || !strings.HasPrefix(plain, "monotel ") {
+		t.Errorf("version prints %q, and --version %q", plain, flag)
+	}
 	out, _ := b.ok("version", "--output", "json")
 	var v versionView
 	if err := json.Unmarshal([]byte(out), &v); err != nil || v.Go != runtime.Version() || v.Version == "" {
@@ -119,8 +125,11 @@ func TestUsage(t *testing.T) {
 		{"bogus", "unknown command"},
 		{"dlq bogus", "unknown command"},
 		{"dlq ls --bogus", "unknown flag"},
-		{"dlq ls extra", "unknown command"},
-		{"dlq show", "accepts 1 arg"},
+		{"dlq grups", "did you mean groups?"},
+		{"dlq ops sow", "did you mean show?"},
+		{"dlq ls extra", "--id extra"},
+		{"dlq stats extra", "takes flags only"},
+		{"dlq show", "want one ID, not 0; 'monotel dlq ls' lists them"},
 		{"dlq ls --output yaml", "--output yaml: want one of table, json, ndjson"},
 		{"dlq ls --timeout 0s", "--timeout"},
 		{"dlq ls --limit -1", "--limit -1"},
@@ -133,6 +142,8 @@ func TestUsage(t *testing.T) {
 		{"dlq replay --all", "--yes"},
 		{"dlq discard x", "--yes"},
 		{"dlq replay --yes", "say which"},
+		{"dlq replay", "say which"},
+		{"dlq discard", "say which"},
 		{"dlq archive --yes", "say which"},
 		{"dlq replay --all --where true --yes", "--all is for all"},
 		{"dlq replay --all --yes --rate fast", "--rate fast"},
@@ -240,6 +251,23 @@ func TestList(t *testing.T) {
 	b.fails(exitUsage, []string{ids[0]}, "dlq", "ls", "--id", ids[0][:20]+"xxxx")
 }
 
+// Who finds none is told that there may be others.
+func TestList_none(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for _, args := range [][]string{{"ls"}, {"groups"}, {"ls", "--where", "age > duration(\"1h\")"}} {
+		if out, errs := b.ok(append([]string{"dlq"}, args...)...); out != "" || !strings.Contains(errs, "0 dead letters") || !strings.Contains(errs, "--state all") {
+			t.Errorf("%v of none prints %q, and says %q", args, out, errs)
+		}
+	}
+	if _, errs := b.ok("dlq", "ls", "--state", "all"); errs != "0 dead letters\n" {
+		t.Errorf("of none in any state it says %q", errs)
+	}
+	if out, _ := b.ok("dlq", "ls", "--output", "json"); out != "[]\n" {
+		t.Errorf("of none, JSON is %q", out)
+	}
+}
+
 func TestShow(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -261,6 +289,14 @@ func TestShow(t *testing.T) {
 		t.Errorf("show as NDJSON gives %s, %v", out, err)
 	}
 	b.fails(exitUsage, []string{`dead letter "nope"`, "not found"}, "dlq", "show", "nope")
+	var group struct {
+		Group string `json:"group"`
+	}
+	out, _ = b.ok("dlq", "groups", "--output", "ndjson")
+	if err := json.Unmarshal([]byte(out), &group); err != nil {
+		t.Fatal(err)
+	}
+	b.fails(exitUsage, []string{"not found; it is a group", "'monotel dlq ls --group " + group.Group + "'"}, "dlq", "show", group.Group)
 	b.fails(exitUsage, []string{"did you mean", ids[0]}, "dlq", "show", ids[0][:23]+"0")
 }
 
@@ -489,9 +525,9 @@ func TestEdit(t *testing.T) {
 		if !strings.Contains(errs, "Nothing has changed") {
 			t.Errorf("layout is taken for a change: %s", errs)
 		}
-		_, errs = b.ok("dlq", "edit", ids[1], "--data", file("d", `{}`), "--dry-run")
-		if !strings.Contains(errs, `-  "order": 2`) {
-			t.Errorf("--dry-run shows no diff: %s", errs)
+		out, _ := b.ok("dlq", "edit", ids[1], "--data", file("d", `{}`), "--dry-run")
+		if !strings.Contains(out, `-  "order": 2`) {
+			t.Errorf("--dry-run shows no diff: %s", out)
 		}
 	})
 	b.ok("dlq", "edit", ids[1], "--data", file("d", "text"), "--not-json", "--yes")

@@ -10,6 +10,7 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 const (
@@ -55,7 +56,7 @@ func beginning(words []string, begun string) []string {
 }
 
 // suggestion is a word, and what is said beside it.
-func suggestion(word, about string) string { return safe(word) + "\t" + cut(safe(about), 60) }
+func suggestion(word, about string) string { return safe.Line(word) + "\t" + cut(safe.Line(about), 60) }
 
 // peek opens the dead letters for a shell that waits. Whatever goes wrong, there
 // is nothing to suggest.

@@ -29,6 +29,7 @@ type connection struct {
 	server, context, creds, nkey string
 	user, password, passwordFile string
 	tlsCA, tlsCert, tlsKey       string
+	jsDomain, jsPrefix           string
 	stream                       string
 	timeout                      time.Duration
 	changed                      func(flag string) bool
@@ -36,18 +37,20 @@ type connection struct {
 
 func (o *connection) register(cmd *cobra.Command, f *pflag.FlagSet) {
 	o.changed = f.Changed
-	f.StringVar(&o.server, "server", "", "server, or several with commas between them (default $NATS_URL, see 'monotel help')")
-	f.StringVar(&o.context, "context", "", "context of the NATS CLI (default $NATS_CONTEXT or the selected one)")
-	f.StringVar(&o.creds, "creds", "", "file with credentials (default $NATS_CREDS)")
-	f.StringVar(&o.nkey, "nkey", "", "file with the seed of an nkey")
-	f.StringVar(&o.user, "user", "", "name of the user (default $NATS_USER)")
+	f.StringVar(&o.server, "server", "", "`URL` of the server, or several with commas between them (default $NATS_URL, see 'monotel help')")
+	f.StringVar(&o.context, "context", "", "`NAME` of a context of the NATS CLI (default $NATS_CONTEXT or the selected one)")
+	f.StringVar(&o.creds, "creds", "", "`FILE` with credentials (default $NATS_CREDS)")
+	f.StringVar(&o.nkey, "nkey", "", "`FILE` with the seed of an nkey")
+	f.StringVar(&o.user, "user", "", "`NAME` of the user (default $NATS_USER)")
 	f.StringVar(&o.password, "password", "",
-		"password; others on this machine can see it on the command line: rather use --password-file or $NATS_PASSWORD")
-	f.StringVar(&o.passwordFile, "password-file", "", "file with the password")
-	f.StringVar(&o.tlsCA, "tlsca", "", "file with the certificates of authorities to trust")
-	f.StringVar(&o.tlsCert, "tlscert", "", "file with the certificate of this client")
-	f.StringVar(&o.tlsKey, "tlskey", "", "file with its private key")
-	f.StringVar(&o.stream, "stream", "DLQ", "dead-letter stream")
+		"`PASSWORD`, which others on this machine can see on the command line: rather use --password-file or $NATS_PASSWORD")
+	f.StringVar(&o.passwordFile, "password-file", "", "`FILE` with the password")
+	f.StringVar(&o.tlsCA, "tlsca", "", "`FILE` with the certificates of authorities to trust")
+	f.StringVar(&o.tlsCert, "tlscert", "", "`FILE` with the certificate of this client")
+	f.StringVar(&o.tlsKey, "tlskey", "", "`FILE` with its private key")
+	f.StringVar(&o.jsDomain, "js-domain", "", "`NAME` of the JetStream domain that has the dead letters (default: that of the context, else of the server)")
+	f.StringVar(&o.jsPrefix, "js-api-prefix", "", "`SUBJECT` that the JetStream API is below, if it is not $JS.API (default: that of the context)")
+	f.StringVar(&o.stream, "stream", "DLQ", "`NAME` of the dead-letter stream")
 	f.DurationVar(&o.timeout, "timeout", 5*time.Second, "how long to wait for the server to answer at first")
 	for _, file := range []string{"creds", "nkey", "password-file", "tlsca", "tlscert", "tlskey"} {
 		_ = cmd.MarkPersistentFlagFilename(file) // it exists
@@ -55,7 +58,7 @@ func (o *connection) register(cmd *cobra.Command, f *pflag.FlagSet) {
 	none := func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	for _, text := range []string{"server", "user", "password", "stream", "timeout"} {
+	for _, text := range []string{"server", "user", "password", "js-domain", "js-api-prefix", "stream", "timeout"} {
 		_ = cmd.RegisterFlagCompletionFunc(text, none)
 	}
 	_ = cmd.RegisterFlagCompletionFunc("context", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
@@ -72,6 +75,8 @@ func (o *connection) validate() error {
 		return errors.New("--password and --password-file: want one of them")
 	case (o.tlsCert == "") != (o.tlsKey == ""):
 		return errors.New("--tlscert and --tlskey: want both or none")
+	case o.jsDomain != "" && o.jsPrefix != "":
+		return errors.New("--js-domain and --js-api-prefix: want one of them")
 	case o.stream == "":
 		return errors.New("--stream: want the name of a stream")
 	}
@@ -89,8 +94,9 @@ func (o *connection) validate() error {
 
 // A link is a connection to a server, and what the server has refused on it.
 type link struct {
-	nc    *nats.Conn
-	shown string // its URLs without credentials
+	nc     *nats.Conn
+	shown  string        // its URLs without credentials
+	config triage.Config // the dead letters that are meant
 
 	mu      sync.Mutex
 	refused string // "publish to X", the first of them
@@ -141,7 +147,10 @@ func (c *cli) connect() (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &link{shown: shown}
+	l := &link{shown: shown, config: triage.Config{Stream: o.stream, Domain: o.jsDomain, APIPrefix: o.jsPrefix}}
+	if nctx != nil && o.jsDomain == "" && o.jsPrefix == "" {
+		l.config.Domain, l.config.APIPrefix = nctx.JSDomain(), nctx.JSAPIPrefix()
+	}
 	l.nc, err = nats.Connect(urls, append(append(opts, credentials...), nats.ErrorHandler(l.onError))...)
 	if err != nil {
 		return nil, connectError(shown, err)
@@ -186,10 +195,6 @@ func (c *cli) natsContext(bare bool) (*natscontext.Context, error) {
 	}
 	if err != nil {
 		return nil, usagef("context %q: it cannot be read; see 'nats context show'", name) // the cause may quote what is in it
-	}
-	if nctx.JSDomain() != "" || nctx.JSAPIPrefix() != "" {
-		return nil, usagef("context %q has a JetStream domain or API prefix, which monotel does not support: "+
-			"connect to a server of that domain", name)
 	}
 	return nctx, nil
 }
@@ -300,7 +305,9 @@ var errRefused = errors.New("refused by the server")
 // and the request itself only times out.
 func (l *link) onError(_ *nats.Conn, _ *nats.Subscription, err error) {
 	m := violation.FindStringSubmatch(err.Error())
-	if m == nil {
+	// Lists are looked through for what to warn of. Who may not make one is told by
+	// what does without.
+	if m == nil || strings.Contains(m[2], ".CONSUMER.LIST.") || strings.HasSuffix(m[2], ".STREAM.LIST") {
 		return
 	}
 	verb := "publish"
@@ -359,11 +366,22 @@ func (l *link) explain(err error) error {
 		return fmt.Errorf("no permission to %s at %s: allow it to this user, or connect as another (%w)", refused, l.shown, err)
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount),
 		errors.Is(err, nats.ErrNoResponders):
-		return fmt.Errorf("no JetStream at %s, or not for this account: dead letters need it (%w)", l.shown, err)
-	case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrDisconnected):
+		return fmt.Errorf("no JetStream%s at %s, or not for this account: dead letters need it (%w)", l.which(), l.shown, err)
+	case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, jetstream.ErrConnectionClosed), errors.Is(err, nats.ErrDisconnected):
 		return fmt.Errorf("lost the connection to %s: %w", l.shown, err)
 	}
 	return err
+}
+
+// which says which JetStream is meant, if it is not the server's own.
+func (l *link) which() string {
+	switch {
+	case l.config.Domain != "":
+		return fmt.Sprintf(" of domain %q", l.config.Domain)
+	case l.config.APIPrefix != "":
+		return fmt.Sprintf(" API with prefix %q", l.config.APIPrefix)
+	}
+	return ""
 }
 
 // withDesk connects, opens the dead letters and closes the connection when f has
@@ -394,7 +412,9 @@ func (c *cli) open(ctx context.Context, l *link, tel *messaging.Telemetry) (*tri
 	defer done()
 	bounded, cancel := context.WithTimeout(watched, c.conn.timeout)
 	defer cancel()
-	desk, err := triage.Open(bounded, l.nc, triage.Config{Stream: c.conn.stream, Telemetry: tel})
+	cfg := l.config
+	cfg.Telemetry = tel
+	desk, err := triage.Open(bounded, l.nc, cfg)
 	switch {
 	case err == nil:
 		return desk, nil
@@ -413,7 +433,7 @@ func (c *cli) open(ctx context.Context, l *link, tel *messaging.Telemetry) (*tri
 // noStream names the streams that look as if they were meant.
 func (c *cli) noStream(ctx context.Context, l *link) error {
 	text := "an App makes it when it starts"
-	if js, err := jetstream.New(l.nc); err == nil {
+	if js, err := l.config.JetStream(l.nc); err == nil {
 		var names []string
 		for name := range js.StreamNames(ctx, jetstream.WithStreamListSubject("monotel.dlq.>")).Name() {
 			names = append(names, name)
@@ -448,6 +468,8 @@ func (c *cli) commandLine(args ...string) string {
 		{"tlsca", absolute(o.tlsCA)},
 		{"tlscert", absolute(o.tlsCert)},
 		{"tlskey", absolute(o.tlsKey)},
+		{"js-domain", o.jsDomain},
+		{"js-api-prefix", o.jsPrefix},
 		{"stream", o.stream},
 	} {
 		if f.value != "" && o.changed(f.name) {

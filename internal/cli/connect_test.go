@@ -133,7 +133,6 @@ func TestConnect_precedence(t *testing.T) {
 			"good":    {"url": plain, "user": user.User.Username(), "password": password},
 			"wrong":   {"url": plain, "user": "x", "password": "y"},
 			"nowhere": {"url": nowhere, "user": user.User.Username(), "password": password},
-			"domain":  {"url": plain, "jetstream_domain": "leaf"},
 		} {
 			b, err := json.Marshal(c)
 			if err != nil {
@@ -170,8 +169,7 @@ func TestConnect_precedence(t *testing.T) {
 		{name: "NATS_USER", env: map[string]string{"NATS_URL": plain, "NATS_USER": user.User.Username(), "NATS_PASSWORD": password}},
 		{name: "--user before the URL's", args: []string{"--server", withUser(good.url, "x", "y"), "--user", user.User.Username(), "--password-file", passwordFile}},
 		{name: "--user before the context's", args: []string{"--context", "wrong", "--user", user.User.Username(), "--password", password}},
-		{name: "unknown context", args: []string{"--context", "other"}, want: `no NATS context "other"; there are: domain, good, nowhere, wrong`},
-		{name: "domain", args: []string{"--context", "domain"}, want: "JetStream domain"},
+		{name: "unknown context", args: []string{"--context", "other"}, want: `no NATS context "other"; there are: good, nowhere, wrong`},
 		{name: "no such file", env: map[string]string{"NATS_URL": plain, "NATS_CREDS": "/no/such/file"}, want: "credentials"},
 		{name: "two kinds", args: []string{"--user", "a", "--creds", "b"}, want: "want one of them"},
 	}
@@ -235,6 +233,28 @@ func TestConnect_noPermissionToWrite(t *testing.T) {
 	}
 }
 
+// Who may not list consumers and streams can replay, and is told what was not looked
+// at.
+func TestConnect_noPermissionToList(t *testing.T) {
+	t.Parallel()
+	admin, guest := permitted(t, "$JS.API.CONSUMER.LIST.>", "$JS.API.STREAM.LIST")
+	nc, err := nats.Connect(admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	b := bare(t)
+	b.js, b.store = openStore(t, nc)
+	b.billing(never)
+	b.captureMany(3)
+	b.env["NATS_URL"] = guest
+	out, _ := b.ok("dlq", "replay", "--all", "--dry-run")
+	if !strings.Contains(out, "$JS.API.CONSUMER.LIST.ORDERS") {
+		t.Errorf("the plan does not say that the consumers could not be listed:\n%s", out)
+	}
+	b.ok("dlq", "replay", "--all", "--yes", "--no-wait")
+}
+
 func TestConnect_noJetStream(t *testing.T) {
 	t.Parallel()
 	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true})
@@ -257,12 +277,12 @@ func TestCommandLine_hasNoSecret(t *testing.T) {
 	c := &cli{process: bare(t).process(nil, nil)}
 	root := c.root()
 	if err := root.PersistentFlags().Parse([]string{
-		"--server", "nats://ada:s3cret@one:4222,two", "--user", "ada", "--password", "s3cret", "--stream", "ORDERS DLQ",
+		"--server", "nats://ada:s3cret@one:4222,two", "--user", "ada", "--password", "s3cret", "--js-domain", "hub", "--stream", "ORDERS DLQ",
 	}); err != nil {
 		t.Fatal(err)
 	}
 	got := c.commandLine("dlq", "replay", "--plan", "x'y")
-	want := `monotel dlq replay --plan 'x'\''y' --server nats://one:4222,nats://two --user ada --stream 'ORDERS DLQ'`
+	want := `monotel dlq replay --plan 'x'\''y' --server nats://one:4222,nats://two --user ada --js-domain hub --stream 'ORDERS DLQ'`
 	if got != want {
 		t.Errorf("command line is\n%s, want\n%s", got, want)
 	}

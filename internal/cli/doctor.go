@@ -7,10 +7,10 @@ import (
 	"strings"
 
 	"charm.land/lipgloss/v2"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 
 	"github.com/monotel/monotel/dlq"
-	"github.com/monotel/monotel/dlq/triage"
 )
 
 const failNever = "never"
@@ -23,38 +23,66 @@ func (c *cli) doctor() *cobra.Command {
 		Short: "Look for what may lose messages or dead letters",
 		Long: "Look at every stream and consumer for what may lose messages or dead letters, or\n" +
 			"already has. It only reads. The exit code is 1 if there is a finding as severe as\n" +
-			"--fail-on, or more.",
+			"--fail-on, or more; else 3 if something could not be checked, as when the user may\n" +
+			"not ask for it, unless --fail-on is never.",
 		Example: "  monotel dlq doctor\n  monotel dlq doctor --fail-on warning --output json",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
-	failOn := cmd.Flags().String("fail-on", string(dlq.SeverityCritical), "critical, warning, notice or never")
+	failOn := cmd.Flags().String("fail-on", string(dlq.SeverityCritical), "`SEVERITY`: critical, warning, notice or never")
 	c.complete(cmd, "fail-on", func(context.Context, string) []string { return append(slices.Clone(severities), failNever) })
 	cmd.RunE = c.runs(func(ctx context.Context, _ []string) error {
 		worst := slices.Index(severities, *failOn)
 		if worst < 0 && *failOn != failNever {
 			return usagef("--fail-on %s: want one of %s, %s", *failOn, strings.Join(severities, ", "), failNever)
 		}
-		return c.withDesk(ctx, func(ctx context.Context, desk *triage.Desk) error {
-			findings, err := desk.Doctor(ctx)
-			if printErr := c.printFindings(findings); printErr != nil {
-				return printErr
+		findings, err := c.findings(ctx)
+		if printErr := c.printFindings(findings); printErr != nil {
+			return printErr
+		}
+		if err != nil {
+			return err
+		}
+		severe, incomplete := 0, 0
+		for _, f := range findings {
+			if i := slices.Index(severities, string(f.Severity)); i >= 0 && i <= worst {
+				severe++
 			}
-			if err != nil {
-				return err
+			if f.Incomplete() {
+				incomplete++
 			}
-			n := 0
-			for _, f := range findings {
-				if i := slices.Index(severities, string(f.Severity)); i >= 0 && i <= worst {
-					n++
-				}
-			}
-			if n > 0 {
-				return fmt.Errorf("%s as severe as %s, or more", plural(n, "finding"), *failOn)
-			}
-			return nil
-		})
+		}
+		switch {
+		case severe > 0:
+			return fmt.Errorf("%s as severe as %s, or more", plural(severe, "finding"), *failOn)
+		case incomplete > 0 && *failOn != failNever:
+			return partlyf("%s could not be made, or not wholly: see not_permitted and unreadable", plural(incomplete, "check"))
+		}
+		return nil
 	})
 	return cmd
+}
+
+// findings connects for one look. It opens no desk, which ends at the first
+// request that the server refuses: the doctor goes on with the others.
+func (c *cli) findings(ctx context.Context) ([]dlq.Finding, error) {
+	l, err := c.connect()
+	if err != nil {
+		return nil, err
+	}
+	defer l.nc.Close()
+	js, err := l.config.JetStream(l.nc)
+	if err != nil {
+		return nil, err
+	}
+	store, err := dlq.NewStore(l.nc, js, dlq.Config{Stream: jetstream.StreamConfig{Name: c.conn.stream}})
+	if err != nil {
+		return nil, usagef("--stream: %w", err)
+	}
+	findings, err := store.Doctor(ctx)
+	if ctx.Err() != nil {
+		return findings, err // and not what was refused before
+	}
+	return findings, l.explain(err)
 }
 
 func severityStyle(s dlq.Severity) lipgloss.Style {

@@ -21,6 +21,7 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 func (c *cli) edit() *cobra.Command {
@@ -44,9 +45,9 @@ func (c *cli) edit() *cobra.Command {
 	h.register(cmd, c)
 	var ed editFlags
 	f := cmd.Flags()
-	f.StringVar(&ed.data, "data", "", "file with the new payload; - is standard input")
-	f.StringVar(&ed.patch, "patch", "", "file with a JSON merge patch; - is standard input")
-	f.StringArrayVar(&ed.headers, "header", nil, "'Key: value' sets a header, 'Key:' takes it away; can be repeated")
+	f.StringVar(&ed.data, "data", "", "`FILE` with the new payload; - is standard input")
+	f.StringVar(&ed.patch, "patch", "", "`FILE` with a JSON merge patch; - is standard input")
+	f.StringArrayVar(&ed.headers, "header", nil, "`'Key: value'` sets a header, 'Key:' takes it away; can be repeated")
 	f.BoolVar(&ed.notJSON, "not-json", false, "a payload that is JSON may become something else")
 	f.BoolVar(&ed.showDiffs, "show-diffs", false, "with many: show what becomes of the first five, which prints parts of payloads")
 	cmd.MarkFlagsMutuallyExclusive("data", "patch")
@@ -209,7 +210,11 @@ func (c *cli) storeEdit(ctx context.Context, desk *triage.Desk, e *dlq.Entry, be
 		return nil
 	}
 	if !h.yes || ask {
-		fmt.Fprint(c.err, c.diff(c.err, e.ID, display(before.Header, before.Data), display(r.Header, r.Data)))
+		w := c.err
+		if h.dryRun { // it is all that was asked for
+			w = c.out
+		}
+		fmt.Fprint(w, c.diff(w, e.ID, display(before.Header, before.Data), display(r.Header, r.Data)))
 	}
 	if h.dryRun {
 		return nil
@@ -223,7 +228,7 @@ func (c *cli) storeEdit(ctx context.Context, desk *triage.Desk, e *dlq.Entry, be
 	if c.output != outputTable {
 		return c.writeJSON(viewEntry(e, nil))
 	}
-	c.remark("dead letter %s: revision %d; 'monotel dlq replay %s' sends it", safe(e.ID), e.Revision, safe(e.ID))
+	c.remark("dead letter %s: revision %d; 'monotel dlq replay %s' sends it", safe.Line(e.ID), e.Revision, safe.Line(e.ID))
 	return nil
 }
 
@@ -268,7 +273,7 @@ func (c *cli) diff(w io.Writer, id string, before, after []byte) string {
 		if strings.HasPrefix(line, "diff ") {
 			continue
 		}
-		line = safe(strings.ReplaceAll(strings.TrimRight(line, "\n"), "\t", "    "))
+		line = safe.Line(strings.ReplaceAll(strings.TrimRight(line, "\n"), "\t", "    "))
 		switch {
 		case strings.HasPrefix(line, "+"):
 			line = c.paint(w, styleGood, line)
@@ -361,7 +366,7 @@ func (c *cli) editMany(ctx context.Context, desk *triage.Desk, sel triage.Select
 		switch {
 		case err != nil:
 			refused++
-			fmt.Fprintf(c.err, "dead letter %s: %s\n", safe(e.ID), safe(err.Error()))
+			fmt.Fprintf(c.err, "dead letter %s: %s\n", safe.Line(e.ID), safe.Line(err.Error()))
 		case same(e.Data, after):
 			unchanged++
 		default:

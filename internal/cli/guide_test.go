@@ -311,7 +311,8 @@ var differs = []struct {
 	{regexp.MustCompile(`sequence \d+`), "sequence N"},
 	{regexp.MustCompile(`[\d.]+ [KM]iB of`), "SIZE of"},
 	{regexp.MustCompile(`, [\d.]+%`), ", PART"},
-	{regexp.MustCompile(`(?m)^.*\d+/s.*\n`), ""}, // progress
+	{regexp.MustCompile(`(?m)^.*\d+/s.*\n`), ""},                                     // progress
+	{regexp.MustCompile(`(?m)^(orders +billing +\d+ +)\d( +\d+)$`), "${1}FETCHES$2"}, // one or two at a time
 	{regexp.MustCompile(`[ \t]+`), " "},
 	{regexp.MustCompile(`(?m) $`), ""},
 }

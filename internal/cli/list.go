@@ -15,6 +15,7 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 func (c *cli) ls() *cobra.Command {
@@ -25,7 +26,7 @@ func (c *cli) ls() *cobra.Command {
 		Example: "  monotel dlq ls --where 'consumer == \"billing\"' --limit 20\n" +
 			"  monotel dlq ls --state all --output ndjson\n" +
 			"  monotel dlq ls --group 3f2a --payload --output json",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 	}
 	var s selection
 	s.register(cmd, c, false)
@@ -42,7 +43,7 @@ func (c *cli) ls() *cobra.Command {
 			if err := fullGroup(ctx, desk, &sel); err != nil {
 				return err
 			}
-			return c.listEntries(desk.Entries(ctx, sel, *payload), *payload)
+			return c.listEntries(desk.Entries(ctx, sel, *payload), *payload, s.whichState())
 		})
 	})
 	return cmd
@@ -62,8 +63,8 @@ func stateStyle(s dlq.State) lipgloss.Style {
 	return lipgloss.NewStyle()
 }
 
-// listEntries writes entries as they come.
-func (c *cli) listEntries(entries iter.Seq2[*dlq.Entry, error], payload bool) error {
+// listEntries writes entries as they come. none is said if there is none.
+func (c *cli) listEntries(entries iter.Seq2[*dlq.Entry, error], payload bool, none string) error {
 	t := c.table(c.out, "ID", "STATE", "FAILED", "CONSUMER", "REASON", "DELIVERIES", "REPLAYS", "ERROR")
 	l := &list{c: c}
 	n := 0
@@ -93,7 +94,10 @@ func (c *cli) listEntries(entries iter.Seq2[*dlq.Entry, error], payload bool) er
 		c.warn("%s cannot be read whole; the first: %v", plural(incomplete.n, "dead letter"), incomplete.first)
 	}
 	if c.output == outputTable {
-		c.remark("%s", plural(n, "dead letter"))
+		if n > 0 {
+			none = ""
+		}
+		c.remark("%s%s", plural(n, "dead letter"), none)
 	}
 	return nil
 }
@@ -151,7 +155,7 @@ func (c *cli) groups() *cobra.Command {
 			"three errors.",
 		Example: "  monotel dlq groups\n" +
 			"  monotel dlq groups --where 'age < duration(\"1h\")' --output json",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 	}
 	var s selection
 	s.register(cmd, c, false)
@@ -168,13 +172,13 @@ func (c *cli) groups() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return c.listGroups(groups)
+			return c.listGroups(groups, s.whichState())
 		})
 	})
 	return cmd
 }
 
-func (c *cli) listGroups(groups []triage.Group) error {
+func (c *cli) listGroups(groups []triage.Group, none string) error {
 	if c.output != outputTable {
 		views := make([]groupView, 0, len(groups))
 		for _, g := range groups {
@@ -189,7 +193,10 @@ func (c *cli) listGroups(groups []triage.Group) error {
 	for _, g := range groups {
 		n += g.Count
 	}
-	c.remark("%s in %s", plural(n, "dead letter"), plural(len(groups), "group"))
+	if n > 0 {
+		none = ""
+	}
+	c.remark("%s in %s%s", plural(n, "dead letter"), plural(len(groups), "group"), none)
 	return nil
 }
 
@@ -212,7 +219,7 @@ func (c *cli) stats() *cobra.Command {
 		Short:   "Count dead letters by state, reason and consumer",
 		Long:    "Count dead letters by state, reason and consumer, and say how full their stream is.",
 		Example: "  monotel dlq stats\n  monotel dlq stats --output json",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: c.runs(func(ctx context.Context, _ []string) error {
 			return c.withDesk(ctx, func(ctx context.Context, desk *triage.Desk) error {
 				s, err := desk.Stats(ctx)
@@ -282,10 +289,10 @@ func (c *cli) tail() *cobra.Command {
 		Long: "Print new dead letters and changes as they come, until it is interrupted.\n" +
 			"With --output json, too, each is on a line of its own.",
 		Example: "  monotel dlq tail\n  monotel dlq tail --from 1 --output ndjson",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
-	from := cmd.Flags().Uint64("from", 0, "begin with this sequence of the dead-letter stream (default: what comes from now on)")
-	limit := cmd.Flags().Int("limit", 0, "end after so many (default: never)")
+	from := cmd.Flags().Uint64("from", 0, "begin with message `N` of the dead-letter stream (default: what comes from now on)")
+	limit := cmd.Flags().Int("limit", 0, "end after `N` of them (default: never)")
 	cmd.RunE = c.runs(func(ctx context.Context, _ []string) error {
 		if *limit < 0 {
 			return usagef("--limit %d: want 0 for no end, or more", *limit)
@@ -351,10 +358,10 @@ func (c *cli) printEvent(ev triage.Event) error {
 		}
 		text = strings.Join(parts, "  ")
 	}
-	line := fmt.Sprintf("%s  %s  ", safe(at), safe(ev.ID))
+	line := fmt.Sprintf("%s  %s  ", safe.Line(at), safe.Line(ev.ID))
 	const widest = len("failed_again")
-	word := fmt.Sprintf("%-*s", widest, safe(what))
-	text = safe(text)
+	word := fmt.Sprintf("%-*s", widest, safe.Line(what))
+	text = safe.Line(text)
 	if width, ok := c.tty(c.out); ok {
 		text = cut(text, width-lipgloss.Width(line)-lipgloss.Width(word)-2)
 	}

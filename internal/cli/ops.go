@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 func (c *cli) ops() *cobra.Command {
@@ -26,11 +27,11 @@ func (c *cli) ops() *cobra.Command {
 		Short:   "List and control replays",
 		Long:    "List replays, newest first, and plans that were not run. Subcommands control one.",
 		Example: "  monotel dlq ops\n  monotel dlq ops show 20260102-150405-abcde",
-		Args:    cobra.NoArgs,
+		Args:    noCommand,
 		RunE:    list,
 	}
 	ls := &cobra.Command{
-		Use: "ls", Short: "List replays, newest first", Example: "  monotel dlq ops ls --output json", Args: cobra.NoArgs, RunE: list,
+		Use: "ls", Short: "List replays, newest first", Example: "  monotel dlq ops ls --output json", Args: noArgs, RunE: list,
 	}
 	cmd.AddCommand(ls, c.opsShow(), c.opsResume(),
 		c.opsControl("pause", "Have a replay stop sending",
@@ -93,7 +94,7 @@ func (c *cli) opsShow() *cobra.Command {
 		Example: "  monotel dlq ops show 20260102-150405-abcde\n" +
 			"  monotel dlq ops show 20260102-150405-abcde --remaining | monotel dlq archive --id - --yes",
 		Long:              "Show a plan, or how far a replay has come. --tried and --remaining list IDs alone.",
-		Args:              cobra.ExactArgs(1),
+		Args:              oneArg("ID of a replay or plan", fromOperations),
 		ValidArgsFunction: c.completeArgs(c.operationIDs, 1),
 	}
 	tried := cmd.Flags().Bool("tried", false, "list the IDs of the dead letters that it has tried, and nothing else")
@@ -123,7 +124,7 @@ func (c *cli) printIDs(ids []string) error {
 		return writeList(c, ids)
 	}
 	for _, id := range ids {
-		if err := c.write([]byte(safe(id) + "\n")); err != nil {
+		if err := c.write([]byte(safe.Line(id) + "\n")); err != nil {
 			return err
 		}
 	}
@@ -174,7 +175,7 @@ func (c *cli) opsResume() *cobra.Command {
 			"process. What it had in hand it neither loses nor sends twice. Exit codes are\n" +
 			"those of replay. A plan is run by 'monotel dlq replay --plan ID'.",
 		Example:           "  monotel dlq ops resume 20260102-150405-abcde",
-		Args:              cobra.ExactArgs(1),
+		Args:              oneArg("ID of a replay or plan", fromOperations),
 		ValidArgsFunction: c.completeArgs(c.operationIDs, 1),
 	}
 	noWait := cmd.Flags().Bool("no-wait", false, "end when everything is sent, without the outcomes")
@@ -196,7 +197,7 @@ func (c *cli) opsResume() *cobra.Command {
 func (c *cli) opsControl(name, short, long, done string, do func(*triage.Desk, context.Context, string) error) *cobra.Command {
 	return &cobra.Command{
 		Use: name + " ID", Short: short, Long: long, Example: "  monotel dlq ops " + name + " 20260102-150405-abcde",
-		Args: cobra.ExactArgs(1), ValidArgsFunction: c.completeArgs(c.operationIDs, 1),
+		Args: oneArg("ID of a replay or plan", fromOperations), ValidArgsFunction: c.completeArgs(c.operationIDs, 1),
 		RunE: c.runs(func(ctx context.Context, args []string) error {
 			return c.withDesk(ctx, func(ctx context.Context, desk *triage.Desk) error {
 				if err := do(desk, ctx, args[0]); err != nil {
@@ -206,7 +207,7 @@ func (c *cli) opsControl(name, short, long, done string, do func(*triage.Desk, c
 				if name == "pause" {
 					said = fmt.Sprintf(done, c.commandLine("dlq", "ops", "resume", args[0]))
 				}
-				c.remark("operation %s %s", safe(args[0]), said)
+				c.remark("operation %s %s", safe.Line(args[0]), said)
 				return nil
 			})
 		}),

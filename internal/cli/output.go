@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"unicode"
 	"unicode/utf16"
 
 	"charm.land/lipgloss/v2"
+
+	"github.com/monotel/monotel/internal/safe"
 )
 
 // The kinds of output.
@@ -39,7 +40,7 @@ func encode(v any, indent bool) ([]byte, error) {
 // escapeUnprintable escapes runes that JSON allows in strings and a terminal may
 // obey. Outside of strings there are none.
 func escapeUnprintable(b []byte) []byte {
-	risky := func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }
+	risky := func(r rune) bool { return r != '\n' && !safe.Rune(r) }
 	if bytes.IndexFunc(b, risky) < 0 {
 		return b
 	}
@@ -136,8 +137,8 @@ type cell struct {
 	style lipgloss.Style
 }
 
-func plain(s string) cell                        { return cell{text: safe(s)} }
-func styled(style lipgloss.Style, s string) cell { return cell{text: safe(s), style: style} }
+func plain(s string) cell                        { return cell{text: safe.Line(s)} }
+func styled(style lipgloss.Style, s string) cell { return cell{text: safe.Line(s), style: style} }
 func number[N int | int64 | uint64](n N) cell    { return cell{text: count(n)} }
 
 // A table aligns its columns by its first rows, so that the length of a list
@@ -242,5 +243,5 @@ func (c *cli) remark(format string, args ...any) {
 
 // warn is for what should not be missed, with quiet too.
 func (c *cli) warn(format string, args ...any) {
-	fmt.Fprintln(c.err, c.paint(c.err, styleWarn, "warning:")+" "+safe(fmt.Sprintf(format, args...)))
+	fmt.Fprintln(c.err, c.paint(c.err, styleWarn, "warning:")+" "+safe.Line(fmt.Sprintf(format, args...)))
 }

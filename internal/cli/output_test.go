@@ -93,8 +93,8 @@ func TestOutput(t *testing.T) {
 	}
 	const template = "http://localhost:16686/trace/{trace_id}"
 	tests := map[string]func(c *cli) error{
-		"ls":     func(c *cli) error { return c.listEntries(listed(), false) },
-		"groups": func(c *cli) error { return c.listGroups(groupsOf()) },
+		"ls":     func(c *cli) error { return c.listEntries(listed(), false, "") },
+		"groups": func(c *cli) error { return c.listGroups(groupsOf(), "") },
 		"show":   func(c *cli) error { return c.printThis(all[2], &current, nil, template, false) },
 		"show_binary": func(c *cli) error {
 			return c.printThis(all[1], &binary, errors.New("it is cut\x1b[2J"), template, false)
@@ -207,7 +207,7 @@ func TestOutput_hasNoPayload(t *testing.T) {
 			c := &cli{process: b.process(&out, &out), output: output}
 			c.conn.changed = func(string) bool { return false }
 			for _, err := range []error{
-				c.listEntries(inMemory([]*dlq.Entry{e}), false), c.printThis(e, nil, nil, "", false), c.printDryRun(p, false),
+				c.listEntries(inMemory([]*dlq.Entry{e}), false, ""), c.printThis(e, nil, nil, "", false), c.printDryRun(p, false),
 				c.printOperation(&triage.Operation{Plan: *p}), c.printOutcome(&triage.Operation{Plan: *p}),
 				c.printEvent(triage.Event{ID: r.ID, Record: r}), c.printEvent(triage.Event{ID: r.ID, Change: e.History[0]}),
 			} {
@@ -231,7 +231,7 @@ func TestTable_onTerminal(t *testing.T) {
 		var out bytes.Buffer
 		b.now = func() time.Time { return now }
 		c := &cli{process: b.process(&out, &bytes.Buffer{}), output: outputTable}
-		if err := c.listEntries(listed(), false); err != nil {
+		if err := c.listEntries(listed(), false, ""); err != nil {
 			t.Fatal(err)
 		}
 		return out.String()

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 const replayHelp = `Have dead letters handled again. It deletes nothing: a dead letter is replaying,
@@ -46,14 +47,14 @@ type replayFlags struct {
 
 func (r *replayFlags) register(cmd *cobra.Command, c *cli) {
 	f := cmd.Flags()
-	f.StringVar(&r.rate, "rate", "", "send no more than so many: 100/s, 6000/m or 5000/h (default: no limit)")
-	f.IntVar(&r.inFlight, "max-in-flight", 0, "no more than so many sent and without an outcome (default: no limit)")
-	f.StringVar(&r.canary, "canary", "", "first so many, then so many, each time waiting for the outcomes, then the rest: 1,5,20")
-	f.StringVar(&r.stop, "stop-if-failing", "", "stop when more than this part failed again: 10%, or never (default 10% with --canary, else never)")
-	f.StringVar(&r.to, "to", triage.TargetConsumer, "consumer, everyone or subject=S, see above")
-	f.StringVar(&r.patch, "patch", "", "file with a JSON merge patch for every payload; - is standard input")
-	f.StringVar(&r.reason, "reason", "", "why, for the history")
-	f.IntVar(&r.maxReplays, "max-replays", 0, "leave out what was replayed so often before (default 5)")
+	f.StringVar(&r.rate, "rate", "", "send no more than `RATE`: 100/s, 6000/m or 5000/h (default: no limit)")
+	f.IntVar(&r.inFlight, "max-in-flight", 0, "no more than `N` sent and without an outcome (default: no limit)")
+	f.StringVar(&r.canary, "canary", "", "first `N`, then N, each time waiting for the outcomes, then the rest: 1,5,20")
+	f.StringVar(&r.stop, "stop-if-failing", "", "stop when more than this `PART` failed again: 10%, or never (default 10% with --canary, else never)")
+	f.StringVar(&r.to, "to", triage.TargetConsumer, "`WHOM`: consumer, everyone or subject=S, see above")
+	f.StringVar(&r.patch, "patch", "", "`FILE` with a JSON merge patch for every payload; - is standard input")
+	f.StringVar(&r.reason, "reason", "", "`TEXT` for the history: why")
+	f.IntVar(&r.maxReplays, "max-replays", 0, "leave out what was replayed `N` times before (default 5)")
 	f.BoolVar(&r.force, "force", false, "also what was replayed more often, or is being replayed: it may be handled twice")
 	c.complete(cmd, "to", func(context.Context, string) []string {
 		return []string{triage.TargetConsumer, triage.TargetEveryone, triage.TargetSubject}
@@ -87,7 +88,7 @@ func (c *cli) replay() *cobra.Command {
 	f := cmd.Flags()
 	dryRun := f.Bool("dry-run", false, "only say what would be done")
 	showDiffs := f.Bool("show-diffs", false, "show what --patch does to samples, which prints parts of payloads")
-	plan := f.String("plan", "", "execute this plan")
+	plan := f.String("plan", "", "execute the plan with this `ID`")
 	noWait := f.Bool("no-wait", false, "end when everything is sent, without the outcomes")
 	yes := f.BoolP("yes", "y", false, "do not ask")
 	c.complete(cmd, "plan", c.operationIDs)
@@ -111,6 +112,9 @@ func (c *cli) replay() *cobra.Command {
 				}
 				return c.execute(ctx, desk, &o.Plan, *yes, *noWait)
 			})
+		}
+		if err := s.check(args); err != nil {
+			return err
 		}
 		if !*dryRun {
 			if err := c.mayAsk(*yes); err != nil {
@@ -402,7 +406,7 @@ func (c *cli) printDryRun(p *triage.Plan, diffs bool) error {
 	case len(p.Problems) > 0:
 		fmt.Fprintln(c.out, "\nIt cannot be run like this.")
 	default:
-		fmt.Fprintf(c.out, "\nNothing was sent. To execute this, exactly:\n\n  %s\n", safe(c.commandLine("dlq", "replay", "--plan", p.ID)))
+		fmt.Fprintf(c.out, "\nNothing was sent. To execute this, exactly:\n\n  %s\n", safe.Line(c.commandLine("dlq", "replay", "--plan", p.ID)))
 	}
 	return nil
 }
@@ -465,10 +469,10 @@ func (c *cli) printPlan(w io.Writer, p *triage.Plan, diffs bool) error {
 	}
 	c.printLeftOut(w, "left out", p.LeftOut)
 	for _, s := range p.Warnings {
-		fmt.Fprintf(w, "\n%s %s", c.paint(w, styleWarn, "warning:"), safe(s))
+		fmt.Fprintf(w, "\n%s %s", c.paint(w, styleWarn, "warning:"), safe.Line(s))
 	}
 	for _, s := range p.Problems {
-		fmt.Fprintf(w, "\n%s %s", c.paint(w, styleBad, "problem:"), safe(s))
+		fmt.Fprintf(w, "\n%s %s", c.paint(w, styleBad, "problem:"), safe.Line(s))
 	}
 	if len(p.Warnings)+len(p.Problems) > 0 {
 		fmt.Fprintln(w)
@@ -509,7 +513,7 @@ func stops(part float64) string {
 
 func (c *cli) printLeftOut(w io.Writer, name string, counts map[string]int) {
 	for _, why := range byCount(counts) {
-		fmt.Fprintf(w, "\n%s %s: %s", name, count(counts[why]), safe(why))
+		fmt.Fprintf(w, "\n%s %s: %s", name, count(counts[why]), safe.Line(why))
 	}
 	if len(counts) > 0 {
 		fmt.Fprintln(w)

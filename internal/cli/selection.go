@@ -13,6 +13,7 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 // A selection is what the flags say about which dead letters are meant.
@@ -42,11 +43,11 @@ const allStates = "all"
 func (s *selection) register(cmd *cobra.Command, c *cli, explicit bool) {
 	s.explicit = explicit
 	f := cmd.Flags()
-	f.StringVarP(&s.where, "where", "w", "", "condition in CEL")
-	f.StringVarP(&s.group, "group", "g", "", "of this group, see 'monotel dlq groups'")
-	f.StringArrayVar(&s.ids, "id", nil, "with this ID; can be repeated; - reads them from standard input")
-	f.StringArrayVar(&s.states, "state", nil, "in this state, or in all; can be repeated")
-	f.IntVar(&s.limit, "limit", 0, "no more than so many, the newest (default: all)")
+	f.StringVarP(&s.where, "where", "w", "", "condition in `CEL`")
+	f.StringVarP(&s.group, "group", "g", "", "with this `ID` of their group, see 'monotel dlq groups'")
+	f.StringArrayVar(&s.ids, "id", nil, "with this `ID`; can be repeated; - reads them from standard input")
+	f.StringArrayVar(&s.states, "state", nil, "in this `STATE`, or in all; can be repeated")
+	f.IntVar(&s.limit, "limit", 0, "no more than `N`, the newest (default: all)")
 	if explicit {
 		f.BoolVar(&s.all, "all", false, "all in that state, without --where, --group or --id")
 	}
@@ -81,16 +82,24 @@ func (s *selection) given(args []string) bool {
 	return s.where != "" || s.group != "" || len(s.ids) > 0 || len(args) > 0
 }
 
-// parse checks the flags. args are further IDs.
-func (s *selection) parse(c *cli, args []string) (sel triage.Selection, err error) {
+// check finds what can be found without reading anything. args are further IDs.
+func (s *selection) check(args []string) error {
 	given := s.given(args)
 	switch {
 	case s.all && given:
-		return sel, usagef("--all is for all: leave out --where, --group and IDs, or --all")
+		return usagef("--all is for all: leave out --where, --group and IDs, or --all")
 	case s.explicit && !s.all && !given:
-		return sel, usagef("say which: with --where, --group, --id or --all")
+		return usagef("say which: by ID, or with --where, --group or --all; 'monotel dlq groups' and 'ls' show what there is")
 	case s.limit < 0:
-		return sel, usagef("--limit %d: want 0 for all, or more", s.limit)
+		return usagef("--limit %d: want 0 for all, or more", s.limit)
+	}
+	return nil
+}
+
+// parse checks the flags, and reads IDs. args are further ones.
+func (s *selection) parse(c *cli, args []string) (sel triage.Selection, err error) {
+	if err := s.check(args); err != nil {
+		return sel, err
 	}
 	if sel.IDs, err = s.readIDs(c, args); err != nil {
 		return sel, err
@@ -116,6 +125,14 @@ func (s *selection) parse(c *cli, args []string) (sel triage.Selection, err erro
 		sel.States = s.usual
 	}
 	return sel, nil
+}
+
+// whichState says of which state none was found, unless the user has named one.
+func (s *selection) whichState() string {
+	if len(s.states) > 0 || len(s.ids) > 0 {
+		return ""
+	}
+	return "; only those that are open were looked for, --state all is for the others, too"
 }
 
 func (s *selection) readIDs(c *cli, args []string) ([]string, error) {
@@ -202,7 +219,7 @@ func (c *cli) confirm(ctx context.Context, yes bool, question string) error {
 	if yes {
 		return nil
 	}
-	fmt.Fprint(c.err, safe(question)+" [y/N] ")
+	fmt.Fprint(c.err, safe.Line(question)+" [y/N] ")
 	answer := make(chan string, 1)
 	go func() { // it ends with the process: a terminal cannot be told to stop waiting
 		line, _ := readLine(c.in)

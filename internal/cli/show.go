@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 func (c *cli) show() *cobra.Command {
@@ -29,7 +31,7 @@ func (c *cli) show() *cobra.Command {
 		Example: "  monotel dlq show 5d3kq7\n" +
 			"  monotel dlq show 5d3kq7 --no-payload --trace-url-template http://localhost:16686/trace/{trace_id}\n" +
 			"  monotel dlq show 5d3kq7 --output json | jq .payload",
-		Args:              cobra.ExactArgs(1),
+		Args:              oneArg("ID", fromList),
 		ValidArgsFunction: c.completeArgs(c.deadLetterIDs, 1),
 	}
 	var trace traceURL
@@ -48,7 +50,7 @@ func (c *cli) show() *cobra.Command {
 		return c.withDesk(ctx, func(ctx context.Context, desk *triage.Desk) error {
 			e, problem := desk.Get(ctx, args[0])
 			if e == nil {
-				return problem
+				return c.isGroup(ctx, desk, args[0], problem)
 			}
 			var current *dlq.Record
 			switch {
@@ -69,6 +71,15 @@ func (c *cli) show() *cobra.Command {
 	return cmd
 }
 
+// isGroup says so if what is no dead letter is the ID of a group.
+func (c *cli) isGroup(ctx context.Context, desk *triage.Desk, id string, problem error) error {
+	sel := triage.Selection{Group: id}
+	if !errors.Is(problem, triage.ErrNotFound) || fullGroup(ctx, desk, &sel) != nil {
+		return problem
+	}
+	return fmt.Errorf("%w; it is a group, whose dead letters '%s' lists", problem, c.commandLine("dlq", "ls", "--group", sel.Group))
+}
+
 // A sheet is text with headings, in pieces that are safe already.
 type sheet struct {
 	c *cli
@@ -79,17 +90,17 @@ const sheetKey = 18 // columns
 
 func (s *sheet) field(key, value string) {
 	if value != "" && value != "-" {
-		fmt.Fprintf(&s.b, "%s%s\n", s.c.paint(s.c.out, styleHead, fmt.Sprintf("%-*s", sheetKey, key)), safe(value))
+		fmt.Fprintf(&s.b, "%s%s\n", s.c.paint(s.c.out, styleHead, fmt.Sprintf("%-*s", sheetKey, key)), safe.Line(value))
 	}
 }
 
 func (s *sheet) heading(text string) {
-	fmt.Fprintf(&s.b, "\n%s\n", s.c.paint(s.c.out, styleHead, safe(text)))
+	fmt.Fprintf(&s.b, "\n%s\n", s.c.paint(s.c.out, styleHead, safe.Line(text)))
 }
 
 // text writes a text of several lines, indented.
 func (s *sheet) text(text string) {
-	for line := range strings.SplitSeq(strings.TrimRight(safeLines(text), "\n"), "\n") {
+	for line := range strings.SplitSeq(strings.TrimRight(safe.Block(text), "\n"), "\n") {
 		s.b.WriteString("  " + line + "\n")
 	}
 }
@@ -162,7 +173,7 @@ func (s *sheet) headers(r *dlq.Record) {
 	s.heading("Headers")
 	for _, k := range slices.Sorted(maps.Keys(r.Header)) {
 		for _, v := range r.Header[k] {
-			s.b.WriteString("  " + safe(k) + ": " + safe(v) + "\n")
+			s.b.WriteString("  " + safe.Line(k) + ": " + safe.Line(v) + "\n")
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/monotel/monotel/internal/safe"
 	"github.com/monotel/monotel/telemetry"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
@@ -32,7 +33,7 @@ func (c *cli) telemetry(ctx context.Context) (tel *messaging.Telemetry, stop fun
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 		defer cancel()
 		if err := t.Shutdown(ctx); err != nil {
-			fmt.Fprintf(c.err, "warning: traces: %s\n", safeLines(err.Error()))
+			fmt.Fprintf(c.err, "warning: traces: %s\n", safe.Block(err.Error()))
 		}
 	}
 	tel, err = messaging.New(messaging.Config{

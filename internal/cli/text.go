@@ -2,53 +2,9 @@ package cli
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 )
-
-// safe makes a text from the wire fit for a terminal, on one line: what could
-// move the cursor, change colours, hide text or reverse its direction is shown
-// as an escape.
-func safe(s string) string {
-	clean := true
-	for _, r := range s {
-		if r == utf8.RuneError || !unicode.IsPrint(r) {
-			clean = false
-			break
-		}
-	}
-	if clean {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); {
-		r, size := utf8.DecodeRuneInString(s[i:])
-		switch {
-		case r == utf8.RuneError && size == 1:
-			fmt.Fprintf(&b, `\x%02x`, s[i])
-		case unicode.IsPrint(r):
-			b.WriteString(s[i : i+size])
-		default:
-			q := strconv.QuoteRuneToASCII(r)
-			b.WriteString(q[1 : len(q)-1])
-		}
-		i += size
-	}
-	return b.String()
-}
-
-// safeLines is safe for a text of several lines, which stay lines. Tabs become
-// spaces.
-func safeLines(s string) string {
-	lines := strings.Split(s, "\n")
-	for i, line := range lines {
-		lines[i] = safe(strings.ReplaceAll(strings.TrimSuffix(line, "\r"), "\t", "    "))
-	}
-	return strings.Join(lines, "\n")
-}
 
 // count writes a number for people: 1,234.
 func count[N int | int64 | uint64](n N) string {

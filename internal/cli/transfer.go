@@ -20,11 +20,11 @@ func (c *cli) export() *cobra.Command {
 			"line. 'import' reads them back, here or elsewhere.",
 		Example: "  monotel dlq export --file open.ndjson\n" +
 			"  monotel dlq export --group 3f2a --state all | gzip > group.ndjson.gz",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 	}
 	var s selection
 	s.register(cmd, c, false)
-	file := cmd.Flags().StringP("file", "f", "", "file to write, which must not exist (default: standard output)")
+	file := cmd.Flags().StringP("file", "f", "", "`FILE` to write, which must not exist (default: standard output)")
 	cmd.RunE = c.runs(func(ctx context.Context, _ []string) error {
 		if _, ok := c.tty(c.out); ok && *file == "" {
 			return usagef("an export has payloads, which are not for a terminal: use --file, or redirect it")
@@ -78,7 +78,7 @@ func (c *cli) imports() *cobra.Command {
 		Long: "Read exported dead letters back; - is standard input. What is there already is\n" +
 			"left alone, so it does no harm to do it again.",
 		Example: "  monotel dlq import open.ndjson\n  gunzip < group.ndjson.gz | monotel dlq import -",
-		Args:    cobra.ExactArgs(1),
+		Args:    oneArg("file", "- is the standard input"),
 		RunE: c.runs(func(ctx context.Context, args []string) error {
 			from := c.in
 			if args[0] != "-" {

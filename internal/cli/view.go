@@ -297,7 +297,7 @@ const traceIDPlace = "{trace_id}"
 
 func (t *traceURL) register(cmd *cobra.Command, c *cli) {
 	cmd.Flags().StringVar(&t.flag, "trace-url-template", "",
-		"where a trace can be looked at, such as http://localhost:16686/trace/{trace_id} (default $MONOTEL_TRACE_URL)")
+		"`URL` where a trace can be looked at, such as http://localhost:16686/trace/{trace_id} (default $MONOTEL_TRACE_URL)")
 	c.complete(cmd, "trace-url-template", nil)
 }
 

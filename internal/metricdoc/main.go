@@ -11,10 +11,10 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/prometheus/otlptranslator"
 	"go.opentelemetry.io/otel/attribute"
 
 	"github.com/monotel/monotel/internal/docpage"
+	"github.com/monotel/monotel/internal/promname"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
 
@@ -40,20 +40,19 @@ func run(file string) error {
 // catalogue describes each metric, by both of its names.
 func catalogue(metrics []messaging.Metric) (string, error) {
 	var b strings.Builder
-	labels := otlptranslator.LabelNamer{}
 	var errs []error
 	for i, m := range metrics {
 		if i > 0 {
 			b.WriteString("\n")
 		}
-		name, err := prometheusName(m)
+		name, err := promname.Metric(m)
 		errs = append(errs, err)
 		fmt.Fprintf(&b, "### `%s`\n\n%s\n\n", m.Name, m.Description)
 		fmt.Fprintf(&b, "- Prometheus: `%s`\n", name)
 		fmt.Fprintf(&b, "- %s, %s\n", m.Kind, unit(m.Unit))
 		attrs := make([]string, 0, len(m.Attributes))
 		for _, a := range m.Attributes {
-			label, err := labels.Build(string(a))
+			label, err := promname.Label(a)
 			errs = append(errs, err)
 			attrs = append(attrs, attributeText(a, label))
 		}
@@ -83,14 +82,4 @@ func unit(u string) string {
 		return "in seconds"
 	}
 	return "in " + strings.Trim(u, "{}") + "s"
-}
-
-// prometheusName is the name that the exporter of package telemetry gives it.
-func prometheusName(m messaging.Metric) (string, error) {
-	kind := map[messaging.MetricKind]otlptranslator.MetricType{
-		messaging.Counter: otlptranslator.MetricTypeMonotonicCounter, messaging.UpDownCounter: otlptranslator.MetricTypeNonMonotonicCounter,
-		messaging.Histogram: otlptranslator.MetricTypeHistogram, messaging.Gauge: otlptranslator.MetricTypeGauge,
-	}[m.Kind]
-	namer := otlptranslator.NewMetricNamer("", otlptranslator.UnderscoreEscapingWithSuffixes)
-	return namer.Build(otlptranslator.Metric{Name: m.Name, Unit: m.Unit, Type: kind})
 }

@@ -39,25 +39,3 @@ func TestPageIsCurrent(t *testing.T) {
 		}
 	}
 }
-
-func TestPrometheusName(t *testing.T) {
-	t.Parallel()
-	want := map[string]string{
-		"mono.settlements":                     "mono_settlements_total",
-		"mono.handlers.active":                 "mono_handlers_active",
-		"mono.delivery.attempts":               "mono_delivery_attempts",
-		"messaging.process.duration":           "messaging_process_duration_seconds",
-		"messaging.client.sent.messages":       "messaging_client_sent_messages_total",
-		"mono.consumer.oldest_unprocessed.age": "mono_consumer_oldest_unprocessed_age_seconds",
-		"mono.consumer.ack_pending.limit":      "mono_consumer_ack_pending_limit",
-	}
-	for _, m := range messaging.Metrics() {
-		got, err := prometheusName(m)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if w, ok := want[m.Name]; ok && got != w {
-			t.Errorf("%s is %s, want %s", m.Name, got, w)
-		}
-	}
-}

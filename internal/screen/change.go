@@ -13,6 +13,7 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 // A change is something that is done about each of some dead letters.
@@ -244,9 +245,9 @@ func (m *model) counted(msg countedMsg) {
 
 // groupLines say which group is meant, and by which query.
 func (m *model) groupLines(g *triage.Group) []string {
-	lines := []string{"  " + Safe(g.Stream+"/"+g.Consumer), "  " + Safe(beginning(g.Title, maxLine))}
+	lines := []string{"  " + safe.Line(g.Stream+"/"+g.Consumer), "  " + safe.Line(beginning(g.Title, maxLine))}
 	if m.where != nil {
-		lines = append(lines, "  where "+Safe(m.where.Text()))
+		lines = append(lines, "  where "+safe.Line(m.where.Text()))
 	}
 	return lines
 }
@@ -332,7 +333,7 @@ func (m *model) bulkDone(msg bulkDoneMsg) tea.Cmd {
 	case msg.err != nil && b.total == 1:
 		m.fail(msg.err)
 	case msg.err != nil:
-		m.complain(title(b.progress()) + ". The first: " + SafeBlock(msg.err.Error()))
+		m.complain(title(b.progress()) + ". The first: " + safe.Block(msg.err.Error()))
 	default:
 		m.say(fmt.Sprintf("%s %s.", plural(msg.done, "dead letter"), b.past))
 	}

@@ -14,6 +14,7 @@ import (
 	"charm.land/lipgloss/v2"
 
 	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 const (
@@ -64,7 +65,7 @@ func payloadLines(r *dlq.Record) []string {
 	text := strings.TrimRight(hex.Dump(data[:shown]), "\n")
 	if isText(data) {
 		text = beginning(string(data), maxPayload)
-		shown, text = len(text), SafeBlock(text)
+		shown, text = len(text), safe.Block(text)
 	}
 	lines := strings.Split(text, "\n")
 	if shown < len(data) {
@@ -125,14 +126,14 @@ func (p *paper) entry(d *detailPage) {
 	e, m := d.entry, p.m
 	f := e.Failure
 	if d.err != nil {
-		p.lines = append(p.lines, m.styled(m.style.bad, SafeBlock(d.err.Error()), p.width)...)
+		p.lines = append(p.lines, m.styled(m.style.bad, safe.Block(d.err.Error()), p.width)...)
 	}
-	p.field("id", Safe(e.ID))
+	p.field("id", safe.Line(e.ID))
 	p.field("state", m.stateText(e))
-	p.field("reason", strings.TrimSuffix(Safe(string(f.Reason))+": "+SafeBlock(beginning(f.ReasonText, maxText)), ": "))
-	p.field("consumer", Safe(e.Stream+"/"+e.Consumer))
-	p.field("event", Safe(e.Event))
-	p.field("subject", Safe(e.Subject)+fmt.Sprintf(" (sequence %d)", e.StreamSequence))
+	p.field("reason", strings.TrimSuffix(safe.Line(string(f.Reason))+": "+safe.Block(beginning(f.ReasonText, maxText)), ": "))
+	p.field("consumer", safe.Line(e.Stream+"/"+e.Consumer))
+	p.field("event", safe.Line(e.Event))
+	p.field("subject", safe.Line(e.Subject)+fmt.Sprintf(" (sequence %d)", e.StreamSequence))
 	p.field("stored", m.when(e.Stored))
 	if !e.FirstFailed.IsZero() && !e.FirstFailed.Equal(f.Failed) {
 		p.field("first", m.when(e.FirstFailed))
@@ -161,13 +162,13 @@ func (p *paper) failure(f *dlq.Record) {
 		deliveries = fmt.Sprintf("%d deliveries", f.Deliveries)
 	}
 	p.field("failed", m.when(f.Failed)+", "+deliveries)
-	p.field("app", Safe(strings.Join(slices.DeleteFunc([]string{f.App, f.AppVersion, f.Module, f.Host}, func(s string) bool { return s == "" }), " ")))
-	p.field("error", SafeBlock(beginning(f.Error, maxText)))
-	p.field("type", Safe(f.ErrorType))
-	p.field("chain", Safe(strings.Join(f.ErrorTypes, " → ")))
+	p.field("app", safe.Line(strings.Join(slices.DeleteFunc([]string{f.App, f.AppVersion, f.Module, f.Host}, func(s string) bool { return s == "" }), " ")))
+	p.field("error", safe.Block(beginning(f.Error, maxText)))
+	p.field("type", safe.Line(f.ErrorType))
+	p.field("chain", safe.Line(strings.Join(f.ErrorTypes, " → ")))
 	p.field("trace", m.trace(f.Traceparent))
 	if len(f.Stack) > 0 {
-		p.block("stack", strings.Split(SafeBlock(beginning(strings.Join(f.Stack, "\n"), maxText)), "\n"))
+		p.block("stack", strings.Split(safe.Block(beginning(strings.Join(f.Stack, "\n"), maxText)), "\n"))
 	}
 }
 
@@ -190,16 +191,16 @@ func headerLines(r *dlq.Record) []string {
 	var lines []string
 	for _, k := range slices.Sorted(maps.Keys(r.Header)) {
 		for _, v := range r.Header[k] {
-			lines = append(lines, Safe(k)+": "+Safe(beginning(v, maxLine)))
+			lines = append(lines, safe.Line(k)+": "+safe.Line(beginning(v, maxLine)))
 		}
 	}
 	return lines
 }
 
 func (m *model) stateText(e *dlq.Entry) string {
-	text := Safe(string(e.State))
+	text := safe.Line(string(e.State))
 	if e.Actor != "" {
-		text += " by " + Safe(e.Actor)
+		text += " by " + safe.Line(e.Actor)
 	}
 	if !e.Changed.IsZero() {
 		text += ", " + m.when(e.Changed)
@@ -224,12 +225,12 @@ func times(n int) string {
 func (m *model) trace(parent string) string {
 	match := traceparent.FindStringSubmatch(parent)
 	if match == nil {
-		return Safe(parent)
+		return safe.Line(parent)
 	}
 	if m.opt.TraceURLTemplate == "" {
 		return match[1]
 	}
-	return match[1] + "\n" + strings.ReplaceAll(Safe(m.opt.TraceURLTemplate), "{trace_id}", match[1])
+	return match[1] + "\n" + strings.ReplaceAll(safe.Line(m.opt.TraceURLTemplate), "{trace_id}", match[1])
 }
 
 // history has what was done, oldest first.
@@ -237,7 +238,7 @@ func (m *model) history(e *dlq.Entry) []string {
 	lines := []string{m.when(e.Record.Failed) + " captured"}
 	for _, c := range e.History {
 		var text strings.Builder
-		text.WriteString(m.when(c.Time) + " " + Safe(string(c.Kind)))
+		text.WriteString(m.when(c.Time) + " " + safe.Line(string(c.Kind)))
 		if c.Revision > 0 {
 			fmt.Fprintf(&text, " (revision %d)", c.Revision)
 		}
@@ -245,15 +246,15 @@ func (m *model) history(e *dlq.Entry) []string {
 			{" by ", c.Actor}, {", operation ", c.Operation}, {" to ", c.Target}, {": ", c.Reason},
 		} {
 			if part.text != "" {
-				text.WriteString(part.before + Safe(beginning(part.text, maxLine)))
+				text.WriteString(part.before + safe.Line(beginning(part.text, maxLine)))
 			}
 		}
 		if c.Failure != nil {
-			text.WriteString(": " + Safe(beginning(errorText(c.Failure), maxLine)))
+			text.WriteString(": " + safe.Line(beginning(errorText(c.Failure), maxLine)))
 		}
 		lines = append(lines, text.String())
 		if len(c.Diff) > 0 {
-			lines = append(lines, "    "+Safe(beginning(string(c.Diff), maxLine)))
+			lines = append(lines, "    "+safe.Line(beginning(string(c.Diff), maxLine)))
 		}
 	}
 	return lines

@@ -32,7 +32,7 @@ type dialogKey struct {
 
 func (d *dialog) press(m *model, msg tea.KeyPressMsg) tea.Cmd {
 	switch {
-	case msg.String() == "esc":
+	case msg.String() == "esc", d.onlySays() && key.Matches(msg, m.keys.quit):
 		return d.leave(m)
 	case key.Matches(msg, m.keys.open):
 		if d.yes == "" {
@@ -59,6 +59,9 @@ func (d *dialog) press(m *model, msg tea.KeyPressMsg) tea.Cmd {
 	return nil
 }
 
+// onlySays reports whether there is nothing to answer: then q, too, closes it.
+func (d *dialog) onlySays() bool { return d.yes == "" && d.reason == nil }
+
 // leave declines.
 func (d *dialog) leave(m *model) tea.Cmd {
 	d.wait.stop()
@@ -78,11 +81,10 @@ func (d *dialog) help() []key.Binding {
 	for _, k := range d.keys {
 		keys = append(keys, k.Binding)
 	}
-	no := "no"
-	if d.yes == "" {
-		no = "close"
+	if d.onlySays() {
+		return append(keys, key.NewBinding(key.WithKeys("esc"), key.WithHelp("esc/q", "close")))
 	}
-	return append(keys, key.NewBinding(key.WithKeys("esc"), key.WithHelp("esc", no)))
+	return append(keys, key.NewBinding(key.WithKeys("esc"), key.WithHelp("esc", "no")))
 }
 
 // draw draws the dialog on so many lines.

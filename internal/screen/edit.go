@@ -18,6 +18,7 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 // A draft is a payload that is being edited, in a file that nobody else may read.
@@ -185,7 +186,7 @@ func (m *model) drop() {
 		return
 	}
 	if err := os.Remove(d.path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		m.complain(Safe("The payload is still in a file: " + err.Error()))
+		m.complain(safe.Line("The payload is still in a file: " + err.Error()))
 	}
 }
 
@@ -193,7 +194,7 @@ func (m *model) drop() {
 func (m *model) keep(err error) {
 	d := m.draft
 	m.draft = nil
-	m.complain(SafeBlock(err.Error()) + "\nWhat you wrote is kept in " + Safe(d.path))
+	m.complain(safe.Block(err.Error()) + "\nWhat you wrote is kept in " + safe.Line(d.path))
 }
 
 // edited asks whether to store what the editor has left.
@@ -272,7 +273,7 @@ func (m *model) askAgain(why error) {
 	m.dialog = &dialog{
 		title: "Not JSON any more", yes: "edit again",
 		lines: func(int) []string {
-			return []string{Safe(why.Error()), "The payload was JSON and has to stay so. esc gives up, and keeps what you wrote in " + Safe(d.path)}
+			return []string{safe.Line(why.Error()), "The payload was JSON and has to stay so. esc gives up, and keeps what you wrote in " + safe.Line(d.path)}
 		},
 		accept: func(string) tea.Cmd { return m.openEditor(d) },
 		no: func() tea.Cmd {
@@ -343,7 +344,7 @@ func (m *model) editStored(msg editStoredMsg) tea.Cmd {
 		m.keep(msg.err)
 	} else {
 		m.draft = nil
-		m.say(fmt.Sprintf("Stored as revision %d of dead letter %s.", msg.draft.entry.Revision, Safe(beginning(msg.draft.entry.ID, shortID))))
+		m.say(fmt.Sprintf("Stored as revision %d of dead letter %s.", msg.draft.entry.Revision, safe.Line(beginning(msg.draft.entry.ID, shortID))))
 	}
 	return m.goOn()
 }

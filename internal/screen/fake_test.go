@@ -21,6 +21,7 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 var _ Desk = (*triage.Desk)(nil)
@@ -209,7 +210,7 @@ func newFakeDesk() *fakeDesk {
 type bench struct {
 	t       *testing.T
 	m       *model
-	desk    *fakeDesk
+	desk    *fakeDesk // nil on a real one
 	msgs    chan tea.Msg
 	pending atomic.Int64 // commands whose messages have not come
 	quit    bool
@@ -217,10 +218,18 @@ type bench struct {
 
 func newBench(t *testing.T, desk *fakeDesk, width, height int) *bench {
 	t.Helper()
+	b := benchOn(t, desk, func() time.Time { return now }, width, height)
+	b.desk = desk
+	return b
+}
+
+// benchOn runs a model on any desk.
+func benchOn(t *testing.T, desk Desk, now func() time.Time, width, height int) *bench {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	b := &bench{t: t, desk: desk, msgs: make(chan tea.Msg)}
+	b := &bench{t: t, msgs: make(chan tea.Msg)}
 	b.m = newModel(ctx, desk, Options{
-		Now: func() time.Time { return now }, TraceURLTemplate: "https://traces.example/trace/{trace_id}",
+		Now: now, TraceURLTemplate: "https://traces.example/trace/{trace_id}",
 		Environ: append(os.Environ(), "EDITOR="+os.Args[0], "VISUAL=", "SCREEN_TEST_REPLACE=120", "SCREEN_TEST_BY=130"),
 	})
 	b.m.ticking = true // for good: nothing moves by itself
@@ -277,7 +286,7 @@ func (b *bench) send(msg tea.Msg) {
 // until takes messages until something is true.
 func (b *bench) until(what string, is func() bool) {
 	b.t.Helper()
-	deadline, look := time.NewTimer(10*time.Second), time.NewTicker(time.Millisecond)
+	deadline, look := time.NewTimer(time.Minute), time.NewTicker(time.Millisecond)
 	defer deadline.Stop()
 	defer look.Stop()
 	for !is() {
@@ -352,7 +361,7 @@ func (b *bench) view() string {
 		if w := ansi.StringWidth(l); w > b.m.width {
 			b.t.Errorf("line %d has %d columns on a screen of %d: %q", i, w, b.m.width, l)
 		}
-		if plain := sgr.ReplaceAllString(l, ""); plain != Safe(plain) {
+		if plain := sgr.ReplaceAllString(l, ""); plain != safe.Line(plain) {
 			b.t.Errorf("line %d is not safe: %q", i, l)
 		}
 		lines[i] = strings.TrimRight(ansi.Strip(l), " ")

@@ -8,6 +8,8 @@ import (
 	tea "charm.land/bubbletea/v2"
 	"charm.land/lipgloss/v2"
 	"github.com/charmbracelet/x/ansi"
+
+	"github.com/monotel/monotel/internal/safe"
 )
 
 // An input is one line that is typed. It only takes what can be shown.
@@ -59,7 +61,7 @@ func (in *input) insert(s string) {
 		if unicode.IsSpace(r) {
 			r = ' '
 		}
-		if unsafeRune(r) || len(in.text) >= maxInput {
+		if !safe.Rune(r) || len(in.text) >= maxInput {
 			continue
 		}
 		in.text = slices.Insert(in.text, in.at, r)

@@ -61,22 +61,22 @@ func (m *model) shortHelp() []key.Binding {
 	var keys []key.Binding
 	switch m.page {
 	case pageGroups:
-		keys = []key.Binding{k.help, k.open, k.replay, k.archive, k.discard, k.filter, k.tab, k.skip, k.quit}
+		keys = []key.Binding{k.open, k.replay, k.archive, k.discard, k.filter, k.tab, k.skip}
 	case pageEntries:
-		keys = []key.Binding{k.help, k.open, k.back, k.replay, k.mark, k.edit, k.archive, k.discard, k.filter, k.tab, k.skip, k.quit}
+		keys = []key.Binding{k.open, k.back, k.replay, k.mark, k.edit, k.archive, k.discard, k.filter, k.tab, k.skip}
 	case pageDetail:
-		keys = []key.Binding{k.help, k.back, k.replay, k.edit, k.archive, k.discard, k.payload, k.skip, k.quit}
+		keys = []key.Binding{k.back, k.replay, k.edit, k.archive, k.discard, k.payload, k.skip}
 	}
 	if restore {
-		keys = slices.Insert(keys, 2, k.restore)
+		keys = slices.Insert(keys, 1, k.restore)
 	}
 	if m.page == pageEntries && m.entries.more {
-		keys = slices.Insert(keys, 1, k.more)
+		keys = slices.Insert(keys, 0, k.more)
 	}
 	if m.replay != nil {
-		keys = slices.Insert(keys, 1, k.progress)
+		keys = slices.Insert(keys, 0, k.progress)
 	}
-	return keys
+	return append([]key.Binding{k.help, k.quit}, keys...) // there is no room for all, and these lead out
 }
 
 // allHelp has all keys, in columns.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 // A load is work whose result the screen waits for. A later one takes its place:
@@ -253,9 +254,9 @@ func (m *model) pressFilter(msg tea.KeyPressMsg) tea.Cmd {
 		text := f.input.value()
 		var where *triage.Query
 		if text != "" {
-			q, err := m.compile(text)
+			q, err := triage.Compile(text)
 			if err != nil {
-				f.err = strings.Split(strings.TrimRight(SafeBlock(err.Error()), "\n "), "\n")
+				f.err = strings.Split(strings.TrimRight(safe.Block(err.Error()), "\n "), "\n")
 				return nil
 			}
 			where = q

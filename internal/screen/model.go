@@ -14,6 +14,7 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 const (
@@ -63,9 +64,8 @@ type model struct {
 	opt  Options
 	work works
 
-	// Tests have others: tea.Exec runs the editor on the terminal.
-	exec    func(tea.ExecCommand, tea.ExecCallback) tea.Cmd
-	compile func(string) (*triage.Query, error) // triage.Compile
+	// Tests have another: tea.Exec runs the editor on the terminal.
+	exec func(tea.ExecCommand, tea.ExecCallback) tea.Cmd
 
 	width, height int
 	keys          keyMap
@@ -124,7 +124,7 @@ type styles struct{ title, faint, selected, bad, warn, good lipgloss.Style }
 
 func newModel(ctx context.Context, desk Desk, opt Options) *model {
 	m := &model{
-		ctx: ctx, desk: desk, opt: opt, exec: tea.Exec, compile: triage.Compile, width: defaultWidth, height: defaultHeight,
+		ctx: ctx, desk: desk, opt: opt, exec: tea.Exec, width: defaultWidth, height: defaultHeight,
 		keys: newKeyMap(), help: help.New(), skipped: make(map[string]string),
 		style: styles{
 			title: lipgloss.NewStyle().Bold(true), faint: lipgloss.NewStyle().Faint(true), selected: lipgloss.NewStyle().Reverse(true),
@@ -254,7 +254,7 @@ func (m *model) typing() *input {
 
 func (m *model) say(text string)    { m.status, m.statusBad = text, false }
 func (m *model) complain(s string)  { m.status, m.statusBad = s, true }
-func (m *model) fail(err error)     { m.complain(SafeBlock(err.Error())) }
+func (m *model) fail(err error)     { m.complain(safe.Block(err.Error())) }
 func (m *model) entryHere() bool    { return m.page != pageGroups }
 func groupID(g triage.Group) string { return g.ID }
 func entryID(e *dlq.Entry) string   { return e.ID }
@@ -424,12 +424,16 @@ func (m *model) emptied() {
 	m.entries = entriesPage{group: m.entries.group, marked: make(map[string]bool)}
 }
 
+// skippedSaid keeps it from being taken for done with.
+const skippedSaid = "Skipped: it is hidden until you quit, and otherwise as before. S shows it again."
+
 // skip hides what the cursor is on until the screen is left.
 func (m *model) skip() tea.Cmd {
 	if m.page == pageGroups {
 		if g, ok := m.groups.selected(); ok {
 			m.skipped[g.ID] = ""
 			m.groups.remove()
+			m.say(skippedSaid)
 		}
 		return nil
 	}
@@ -440,13 +444,14 @@ func (m *model) skip() tea.Cmd {
 	m.skipped[e.ID] = m.entries.group.ID
 	delete(m.entries.marked, e.ID)
 	m.entries.list.remove()
+	m.say(skippedSaid)
 	if m.page != pageDetail {
 		return nil
 	}
 	if next, ok := m.entries.list.selected(); ok {
 		return m.openDetail(next)
 	}
-	m.say("That was the last one here.")
+	m.say("That was the last one here. S shows what was skipped again.")
 	return m.back()
 }
 
@@ -473,8 +478,8 @@ func (m *model) quit() tea.Cmd {
 	d.lines = func(int) []string {
 		if m.replay != nil && m.replay.running {
 			return []string{
-				"Replay " + Safe(m.replay.id) + " is running: " + m.replay.summary() + ".",
-				"Quitting pauses it. To go on later: monotel dlq ops resume " + Safe(m.replay.id),
+				"Replay " + safe.Line(m.replay.id) + " is running: " + m.replay.summary() + ".",
+				"Quitting pauses it. To go on later: monotel dlq ops resume " + safe.Line(m.replay.id),
 			}
 		}
 		if m.storing.what != "" {

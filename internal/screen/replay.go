@@ -11,6 +11,7 @@ import (
 	tea "charm.land/bubbletea/v2"
 
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 // A replay is an operation that this screen has begun.
@@ -148,30 +149,30 @@ func (m *model) planLines(p *triage.Plan, width int) []string {
 		add("%s will be sent, %s:", plural(p.Selected, "dead letter"), bytesText(p.Bytes))
 	}
 	for _, s := range p.Problems {
-		lines = append(lines, m.styled(m.style.bad, "problem: "+Safe(s), width)...)
+		lines = append(lines, m.styled(m.style.bad, "problem: "+safe.Line(s), width)...)
 	}
 	for _, c := range p.Consumers {
-		text := fmt.Sprintf("  %s to %s", count(c.Count), Safe(c.Stream+"/"+c.Consumer))
+		text := fmt.Sprintf("  %s to %s", count(c.Count), safe.Line(c.Stream+"/"+c.Consumer))
 		switch p.Options.Target {
 		case triage.TargetConsumer, "": // the consumer, and nobody else
 		default:
-			text += ", sent to " + Safe(p.Options.Target)
+			text += ", sent to " + safe.Line(p.Options.Target)
 		}
 		lines = append(lines, text)
 	}
 	for _, s := range p.Warnings {
-		lines = append(lines, m.styled(m.style.warn, "warning: "+Safe(s), width)...)
+		lines = append(lines, m.styled(m.style.warn, "warning: "+safe.Line(s), width)...)
 	}
 	for _, why := range slices.Sorted(maps.Keys(p.LeftOut)) {
-		add("left out: %s, %s", count(p.LeftOut[why]), Safe(why))
+		add("left out: %s, %s", count(p.LeftOut[why]), safe.Line(why))
 	}
 	if p.Selected > 0 {
 		add("failed from %s to %s", m.when(p.Oldest), m.when(p.Newest))
 		lines = append(lines, m.samples(p.Samples, width)...)
-		add("plan %s by %s", Safe(p.ID), Safe(p.Actor))
+		add("plan %s by %s", safe.Line(p.ID), safe.Line(p.Actor))
 	}
 	if p.Options.Reason != "" {
-		add("reason: %s", Safe(p.Options.Reason))
+		add("reason: %s", safe.Line(p.Options.Reason))
 	}
 	return lines
 }
@@ -349,19 +350,19 @@ func (m *model) replayLines(width int) []string {
 		lines = append(lines, count(op.Sent)+" to others than the consumer that failed, who do not say what comes of it")
 	}
 	for _, why := range slices.Sorted(maps.Keys(op.Skipped)) {
-		lines = append(lines, fmt.Sprintf("skipped: %s, %s", count(op.Skipped[why]), Safe(why)))
+		lines = append(lines, fmt.Sprintf("skipped: %s, %s", count(op.Skipped[why]), safe.Line(why)))
 	}
 	if op.NewSince > 0 {
 		lines = append(lines, plural(op.NewSince, "new dead letter")+" since the plan was made")
 	}
 	if op.Why != "" && !r.running {
-		lines = append(lines, "why: "+Safe(op.Why))
+		lines = append(lines, "why: "+safe.Line(op.Why))
 	}
 	switch {
 	case r.running:
 		lines = append(lines, "It goes on when this is closed; o opens it again.")
 	case !r.ended():
-		lines = append(lines, "To go on elsewhere: monotel dlq ops resume "+Safe(r.id))
+		lines = append(lines, "To go on elsewhere: monotel dlq ops resume "+safe.Line(r.id))
 	}
 	return lines
 }

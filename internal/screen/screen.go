@@ -3,8 +3,8 @@
 // can be done about them.
 //
 // It never does what it has not said before and what the operator has not agreed
-// to. Everything that comes from the wire goes through [Safe] or [SafeBlock] before
-// it is drawn.
+// to. Everything that comes from the wire goes through package safe before it is
+// drawn.
 package screen
 
 import (
@@ -23,6 +23,7 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 // A Desk is what the screen needs of a [triage.Desk].
@@ -113,12 +114,12 @@ func (m *model) leave(err error) error {
 			status = triage.StatusPaused
 		}
 		if status == triage.StatusPaused || status == triage.StatusStopped {
-			_, _ = fmt.Fprintf(m.opt.Output, "Replay %s is %s. To go on: monotel dlq ops resume %s\n", Safe(r.id), status, Safe(r.id))
+			_, _ = fmt.Fprintf(m.opt.Output, "Replay %s is %s. To go on: monotel dlq ops resume %s\n", safe.Line(r.id), status, safe.Line(r.id))
 		}
 	}
 	if d := m.draft; d != nil {
 		if _, statErr := os.Stat(d.path); statErr == nil {
-			err = errors.Join(err, fmt.Errorf("the edit of dead letter %s was not stored; it is kept in %s", Safe(d.entry.ID), d.path))
+			err = errors.Join(err, fmt.Errorf("the edit of dead letter %s was not stored; it is kept in %s", safe.Line(d.entry.ID), d.path))
 		}
 	}
 	return err

@@ -8,6 +8,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/charmbracelet/x/ansi"
+
+	"github.com/monotel/monotel/internal/safe"
 )
 
 // oneLine is a text from the wire on one line of a width.
@@ -15,7 +17,7 @@ func oneLine(s string, width int) string {
 	if width <= 0 {
 		return ""
 	}
-	return ansi.Truncate(Safe(beginning(s, maxLine)), width, "…")
+	return ansi.Truncate(safe.Line(beginning(s, maxLine)), width, "…")
 }
 
 // maxLine is as much of a text as can be seen on one line, with room to spare.

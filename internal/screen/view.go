@@ -11,6 +11,7 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 // wide is from where on a list has room for every column.
@@ -96,12 +97,12 @@ func (m *model) titleLine() string {
 			parts = append(parts, count(n)+" unreadable")
 		}
 		parts = append(parts, m.skippedText()...)
-		parts = append(parts, Safe(m.entries.group.Consumer), Safe(beginning(m.entries.group.Title, maxLine)))
+		parts = append(parts, safe.Line(m.entries.group.Consumer), safe.Line(beginning(m.entries.group.Title, maxLine)))
 	case pageDetail:
-		parts = append(parts, "dead letter "+Safe(m.detail.entry.ID), Safe(string(m.detail.entry.State)))
+		parts = append(parts, "dead letter "+safe.Line(m.detail.entry.ID), safe.Line(string(m.detail.entry.State)))
 	}
 	if m.where != nil && m.page != pageDetail {
-		parts = append([]string{"where " + Safe(m.where.Text())}, parts...)
+		parts = append([]string{"where " + safe.Line(m.where.Text())}, parts...)
 	}
 	return m.style.title.Render(ansi.Truncate(strings.Join(parts, " · "), m.width, "…"))
 }
@@ -165,7 +166,10 @@ func (m *model) none() string {
 
 func (m *model) groupRows(height int) []string {
 	const number, age, rate = 7, 5, 8
-	consumer := min(m.width/4, 24)
+	consumer := len("consumer")
+	for _, g := range m.groups.rows {
+		consumer = max(consumer, ansi.StringWidth(oneLine(g.Consumer, m.width/3)))
+	}
 	heading := "  " + padLeft("count", number) + padLeft("last", age) + " "
 	if m.width >= wide {
 		heading += padLeft("rate", rate) + "  " + pad("consumer", consumer) + " "
@@ -275,18 +279,26 @@ func (m *model) position() string {
 	return m.style.faint.Render(count(at) + " of " + count(all))
 }
 
-// errorLines are what is wrong with a query. A caret that would be off the screen is
+// errorLines are what is wrong with a query: a text, and as a rule the query with a
+// caret below it, which are not broken. A caret that would be off the screen is
 // moved into it, with the line above.
 func (f *filter) errorLines(width, most int) []string {
-	lines := slices.Clone(f.err[:min(len(f.err), most)])
-	for i, l := range lines {
-		at := ansi.StringWidth(l)
-		if i == 0 || at <= width || !strings.HasSuffix(l, "^") {
-			continue
-		}
-		for j := i - 1; j <= i; j++ {
-			lines[j] = ansi.TruncateLeft(lines[j], at-width*3/4, "…")
+	text, quoted := f.err, []string(nil)
+	if n := len(f.err); n > 1 && strings.HasSuffix(f.err[n-1], "^") {
+		text, quoted = f.err[:n-2], slices.Clone(f.err[n-2:])
+		if at := ansi.StringWidth(quoted[1]); at > width {
+			for i, l := range quoted {
+				quoted[i] = ansi.TruncateLeft(l, at-width*3/4, "…")
+			}
 		}
 	}
-	return lines
+	var lines []string
+	for _, l := range text {
+		lines = append(lines, wrap(l, width)...)
+	}
+	if room := max(most-len(quoted), 1); len(lines) > room {
+		lines = lines[:room]
+		lines[room-1] += " …"
+	}
+	return append(lines, quoted...)
 }

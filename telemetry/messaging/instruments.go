@@ -34,6 +34,9 @@ type instruments struct {
 	captureFailures metric.Int64ObservableCounter
 	replayed        metric.Int64ObservableCounter
 
+	deadLettersOpen      metric.Int64ObservableGauge
+	deadLettersOldestAge metric.Float64ObservableGauge
+
 	consumerPending metric.Int64ObservableGauge
 	ackPending      metric.Int64ObservableGauge
 	ackPendingLimit metric.Int64ObservableGauge
@@ -65,6 +68,11 @@ func (i *instruments) make(m metric.Meter, observe metric.Callback) error {
 		errs, all = append(errs, err), append(all, g)
 		return g
 	}
+	age := func(d Metric) metric.Float64ObservableGauge {
+		g, err := m.Float64ObservableGauge(d.Name, metric.WithUnit(d.Unit), metric.WithDescription(d.Description))
+		errs, all = append(errs, err), append(all, g)
+		return g
+	}
 	i.operationDuration = seconds(metricOperationDuration)
 	i.processDuration = seconds(metricProcessDuration)
 	i.queueDuration = seconds(metricQueueDuration)
@@ -90,9 +98,9 @@ func (i *instruments) make(m metric.Meter, observe metric.Callback) error {
 	i.ackPending = gauge(metricAckPending)
 	i.ackPendingLimit = gauge(metricAckPendingLimit)
 	i.waiting = gauge(metricWaiting)
-	d = metricOldestAge
-	i.oldestAge, err = m.Float64ObservableGauge(d.Name, metric.WithUnit(d.Unit), metric.WithDescription(d.Description))
-	errs, all = append(errs, err), append(all, i.oldestAge)
+	i.oldestAge = age(metricOldestAge)
+	i.deadLettersOpen = gauge(metricDeadLettersOpen)
+	i.deadLettersOldestAge = age(metricDeadLettersOldestAge)
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
@@ -126,6 +134,7 @@ func (t *Telemetry) observe(_ context.Context, o metric.Observer) error {
 	for _, n := range t.replays {
 		n.observe(o, t.instruments.replayed, false)
 	}
+	t.observeDeadLetters(o)
 	select {
 	case t.collected <- struct{}{}:
 	default:

@@ -374,6 +374,7 @@ func TestMetrics_areAsDocumented(t *testing.T) {
 	c.Start(t.Context(), &d, &Message{Attempt: 2, Stored: time.Now()}, time.Now())
 	d.Return(nil)
 	c.SetState(&ConsumerState{Pending: 1, AckPending: 2, Limit: 3, Waiting: 4, Oldest: time.Now()})
+	tel.SetOpenDeadLetters("DLQ", []OpenDeadLetters{{Consumer: "billing", Count: 1, Oldest: time.Now()}})
 	got := m.collect(t)
 	select {
 	case <-tel.Collected():
@@ -404,8 +405,12 @@ func TestMetrics_areAsDocumented(t *testing.T) {
 		t.Errorf("%s is not documented", name)
 	}
 	c.SetState(nil)
-	if _, ok := m.collect(t)["mono.consumer.pending"]; ok {
-		t.Error("a consumer that nobody asks about is reported")
+	tel.SetOpenDeadLetters("DLQ", nil)
+	got = m.collect(t)
+	for _, name := range []string{"mono.consumer.pending", "mono.dead_letters.open", "mono.dead_letters.oldest_age"} {
+		if _, ok := got[name]; ok {
+			t.Errorf("%s is reported although nobody asks", name)
+		}
 	}
 }
 

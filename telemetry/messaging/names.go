@@ -216,6 +216,21 @@ var (
 			"when that is stored on the dead letter, once for each.",
 		Attributes: []attribute.Key{keyTemplate, keyConsumerGroup, keyMetricOutcome},
 	}
+	metricDeadLettersOpen = Metric{
+		Name: "mono.dead_letters.open", Kind: Gauge, Unit: unitMessage,
+		Description: "Dead letters that are still to be dealt with: those that are open, those that failed again, and those that are being replayed, " +
+			"as long as their consumer has not handled them; not those that are resolved, sent to others, archived or discarded. " +
+			"By the dead-letter stream, and the consumer that gave up: _external for all that are not an App's, _OTHER for those after the first hundred. " +
+			"Every instance of every App with this stream reports the same numbers: take the max of them, not the sum. " +
+			"Absent while they are not known, as when a large stream is read for the first time.",
+		Attributes: []attribute.Key{keyStream, keyConsumerGroup},
+	}
+	metricDeadLettersOldestAge = Metric{
+		Name: "mono.dead_letters.oldest_age", Kind: Gauge, Unit: "s",
+		Description: "Time since the oldest of those dead letters was given up, in whole seconds; 0 when none is open. " +
+			"It compares the clock of the process that gave it up with this one's. Take the max, too.",
+		Attributes: []attribute.Key{keyStream, keyConsumerGroup},
+	}
 	metricConsumerPending = Metric{
 		Name: "mono.consumer.pending", Kind: Gauge, Unit: unitMessage,
 		Description: "Messages that the durable consumer has yet to deliver for the first time.",
@@ -250,7 +265,7 @@ func Metrics() []Metric {
 		metricOperationDuration, metricProcessDuration, metricSent, metricConsumed,
 		metricSettlements, metricRedeliveries, metricAttempts, metricQueueDuration, metricEndToEnd,
 		metricActive, metricLate, metricUnsettled, metricPublishPending, metricTraceContext,
-		metricCaptured, metricCaptureFailures, metricReplayed,
+		metricCaptured, metricCaptureFailures, metricReplayed, metricDeadLettersOpen, metricDeadLettersOldestAge,
 		metricConsumerPending, metricAckPending, metricAckPendingLimit, metricWaiting, metricOldestAge,
 	})
 }

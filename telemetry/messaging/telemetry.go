@@ -105,6 +105,7 @@ type Telemetry struct {
 	attempts    attempts
 	server      atomic.Pointer[server]
 	collected   chan struct{}
+	deadLetters atomic.Pointer[[]openDeadLetters]
 
 	mu         sync.RWMutex
 	publishers map[string]*Publisher

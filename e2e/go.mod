@@ -1,0 +1,3 @@
+module github.com/monotel/monotel/e2e
+
+go 1.26.0

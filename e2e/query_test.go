@@ -1,0 +1,118 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A boardQuery is one of a panel or a rule, from dashboards/queries.json.
+type boardQuery struct {
+	From       string `json:"from"`
+	Expr       string `json:"expr"`
+	MayBeEmpty string `json:"may_be_empty"` // why it may have no data here
+}
+
+// Every query of every panel and rule has data while the demo has all kinds of orders,
+// but for those that say why they have none.
+func TestQueries(t *testing.T) {
+	data, err := os.ReadFile(filepath.Join(root(), "dashboards", "queries.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var queries []boardQuery
+	if err := json.Unmarshal(data, &queries); err != nil {
+		t.Fatal(err)
+	}
+	if len(queries) < 50 {
+		t.Fatalf("there are %d queries", len(queries))
+	}
+	setLedger(t, "flaky")
+	empty := make(map[string]boardQuery)
+	for _, q := range queries {
+		empty[q.From+"\n"+q.Expr] = q
+	}
+	ask := func(ctx context.Context) error {
+		for key, q := range empty {
+			samples, err := prom.query(ctx, q.Expr)
+			switch {
+			case err != nil:
+				t.Errorf("%s: %v", q.From, err)
+				delete(empty, key)
+			case len(samples) > 0 || q.MayBeEmpty != "":
+				delete(empty, key)
+			}
+		}
+		if len(empty) == 0 {
+			return nil
+		}
+		var left []string
+		for _, q := range empty {
+			left = append(left, fmt.Sprintf("%s: %s", q.From, q.Expr))
+		}
+		return fmt.Errorf("no data in %d of %d:\n%s", len(left), len(queries), strings.Join(left, "\n"))
+	}
+	again := 0
+	untilFor(t, 4*time.Minute, "every query has data", func(ctx context.Context) error {
+		if again++; again%10 == 1 { // some look at the last minute only
+			if err := allKinds(ctx); err != nil {
+				return err
+			}
+		}
+		return ask(ctx)
+	})
+
+	rules, err := prom.rules(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rules {
+		if r.Health != "ok" {
+			t.Errorf("rule %s is %s: %s", r.Name, r.Health, r.LastError)
+		}
+	}
+}
+
+// allKinds sends orders that are acked, that are tried again and that are given up,
+// and replays some with success and some without.
+func allKinds(ctx context.Context) error {
+	for _, customer := range []string{"anna", felix, greta, ivan} {
+		if _, err := postOrder(ctx, customer); err != nil {
+			return err
+		}
+	}
+	// Not with Permanent errors alone: this one is closed for the first attempt only.
+	if err := postJSON(ctx, sys.url(serviceConsumers)+"/ledger/break?mode=closed", nil, nil); err != nil {
+		return err
+	}
+	if _, err := postOrder(ctx, "carla"); err != nil {
+		return err
+	}
+	err := poll(ctx, func(ctx context.Context) error {
+		dead, err := listDead(ctx, "carla")
+		if err == nil && len(dead) == 0 {
+			err = errors.New("no order of carla is a dead letter")
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := postJSON(ctx, sys.url(serviceConsumers)+"/ledger/break?mode=flaky", nil, nil); err != nil {
+		return err
+	}
+	_, _, err = sys.monotel(ctx, "dlq", "replay", "--all", "--yes", "--force", "--reason", "try again", "--quiet")
+	if exit, ok := errors.AsType[interface {
+		error
+		ExitCode() int
+	}](err); ok && exit.ExitCode() != 0 {
+		err = nil // those without an account fail again
+	}
+	return err
+}
