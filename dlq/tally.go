@@ -50,7 +50,8 @@ func (s State) Open() bool { return s == StateOpen || s == StateReplaying }
 // start; until it has, the numbers stay as they were.
 //
 // What somebody removes from the stream by hand, or an age limit, is noticed by the
-// number of messages and subjects. Then it is counted anew.
+// number of messages and subjects, unless it was just being counted from the start.
+// Then it is counted anew.
 //
 // It is safe for concurrent use.
 type Tally struct {
@@ -157,11 +158,10 @@ func (t *Tally) Update(ctx context.Context) ([]OpenCount, error) {
 }
 
 func (t *Tally) update(ctx context.Context) ([]OpenCount, error) {
-	stream, err := t.store.js.Stream(ctx, t.store.cfg.StreamName())
+	info, err := t.store.streamInfo(ctx, t.store.cfg.StreamName()) // a refusal is seen at once
 	if err != nil {
 		return nil, err
 	}
-	info := stream.CachedInfo() // just fetched
 	p := positionOf(info)
 	switch {
 	case p.last == 0: // and nothing ever was
@@ -362,6 +362,9 @@ func (t *Tally) read(ctx context.Context, f *fold, last uint64) (done bool, err 
 			return got, batch.Error()
 		}()
 		received += got
+		if got > 0 && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+			return false, nil // to look up records has taken the time: the next Update goes on
+		}
 		if err != nil {
 			return false, err
 		}

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 )
@@ -13,8 +14,9 @@ const deadLettersOpen = "MonotelDeadLettersOpen"
 // been replayed with success.
 func TestAlert_deadLetters(t *testing.T) {
 	const (
-		burst = 30
-		limit = 4 * time.Minute // it waits for a minute before it fires; scrapes and polls come to that
+		burst  = 30
+		ofIvan = `payload.customer_id == "ivan"`
+		limit  = 4 * time.Minute // it waits for a minute before it fires; scrapes and polls come to that
 	)
 	customer := fresh("alert")
 	setLedger(t, "closed")
@@ -24,14 +26,18 @@ func TestAlert_deadLetters(t *testing.T) {
 	untilFor(t, limit, "the alert fires", func(ctx context.Context) error { return alertIs(ctx, "firing") })
 	setLedger(t, "repaired")
 	// What other tests have left open is open, too.
-	out, _, err := sys.monotel(t.Context(), "dlq", "replay", "--all", "--yes", "--reason", "the ledger is repaired", "--quiet")
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	_, _, err := sys.monotel(t.Context(), "dlq", "replay", "--all", "--yes", "--reason", "the ledger is repaired", "--quiet")
+	if code := exitCode(err); code != exitDone && code != exitPartly {
+		t.Fatal(err)
 	}
 	awaitSettled(t, customer, burst, burst)
 	// Who has no account has none in a replay, either: those cannot be repaired.
-	if _, _, err := sys.monotel(t.Context(), "dlq", "discard", "--where", `payload.customer_id == "ivan"`, "--yes", "--reason", "no account"); err != nil {
+	if out, _, err := sys.monotel(t.Context(), "dlq", "ls", "--where", ofIvan, "--output", "ndjson"); err != nil {
 		t.Fatal(err)
+	} else if out != "" {
+		if _, _, err := sys.monotel(t.Context(), "dlq", "discard", "--where", ofIvan, "--yes", "--reason", "no account"); err != nil {
+			t.Fatal(err)
+		}
 	}
 	until(t, "no dead letter is open", func(ctx context.Context) error {
 		open, err := prom.value(ctx, fmt.Sprintf("max(mono_dead_letters_open{job=%q})", consumersName))
@@ -48,12 +54,7 @@ func alertIs(ctx context.Context, want string) error {
 	if err != nil {
 		return err
 	}
-	for _, s := range states {
-		if s == want {
-			return nil
-		}
-	}
-	if want == "" && len(states) == 0 {
+	if slices.Contains(states, want) || want == "" && len(states) == 0 {
 		return nil
 	}
 	return fmt.Errorf("%s is %q", deadLettersOpen, states)

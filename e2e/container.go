@@ -55,7 +55,10 @@ func newContainers(ctx context.Context, work string) (*containers, error) {
 		c.ports[service] = ports[i]
 		c.env = append(c.env, portVariables[service]+"="+strconv.Itoa(ports[i]))
 	}
-	return c, c.buildImage(ctx, filepath.Join(work, "image"))
+	if err := c.buildImage(ctx, filepath.Join(work, "image")); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // buildImage makes the image of the shop, without the base images of the Dockerfile:
@@ -66,12 +69,11 @@ func (c *containers) buildImage(ctx context.Context, dir string) error {
 		return err
 	}
 	static := []string{"CGO_ENABLED=0", "GOOS=linux", "GOFLAGS=-buildvcs=false"}
-	_, _, err := output(ctx, static, "go", "-C", root(), "build", "-trimpath", "-ldflags=-s -w", "-o", dir+string(filepath.Separator),
-		"./examples/orders", "./cmd/monotel")
-	if err != nil {
+	if err := buildPrograms(ctx, dir, static); err != nil {
 		return err
 	}
-	_, _, err = output(ctx, nil, "docker", "build", "--quiet", "--tag", c.image, "--file", filepath.Join(root(), "deploy", "Dockerfile.binary"), dir)
+	_, _, err := output(ctx, nil, "docker", "build", "--quiet", "--tag", c.image,
+		"--file", filepath.Join(root(), "deploy", "Dockerfile.binary"), dir)
 	return err
 }
 
@@ -91,8 +93,14 @@ func (c *containers) stop(ctx context.Context, service string) error {
 	return err
 }
 
+// kill does without compose, which takes a second to begin.
 func (c *containers) kill(ctx context.Context, service string) error {
-	_, _, err := c.do(ctx, "kill", service)
+	id, _, err := output(ctx, nil, "docker", "ps", "--quiet", "--filter", "label=com.docker.compose.project="+c.project,
+		"--filter", "label=com.docker.compose.service="+service)
+	if err != nil {
+		return err
+	}
+	_, _, err = output(ctx, nil, "docker", "kill", strings.TrimSpace(id))
 	return err
 }
 
@@ -110,7 +118,7 @@ func (c *containers) monotel(ctx context.Context, args ...string) (stdout, stder
 }
 
 func (c *containers) logs(ctx context.Context, dir string) error {
-	var errs []error
+	errs := make([]error, 0, 2*len(services)) //nolint:mnd // reading and writing
 	for _, service := range services {
 		out, _, err := c.do(ctx, "logs", "--no-color", "--timestamps", service)
 		const private = 0o600

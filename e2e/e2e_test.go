@@ -52,7 +52,7 @@ func run(m *testing.M) (code int) {
 	if err != nil {
 		return fail("make a folder", err)
 	}
-	defer os.RemoveAll(work)
+	defer func() { _ = os.RemoveAll(work) }() // the system clears it up otherwise
 	if sys, err = newStack(ctx, work); err != nil {
 		return fail("prepare the stack", err)
 	}
@@ -67,11 +67,12 @@ func run(m *testing.M) (code int) {
 		}
 	})
 	defer takeDown()
-	context.AfterFunc(ctx, func() { // the tests do not know of it, and would go on
+	stop := context.AfterFunc(ctx, func() { // the tests do not know of it, and would go on
 		takeDown()
 		const interrupted = 130
-		os.Exit(interrupted)
+		os.Exit(interrupted) //nolint:revive // a test binary has no other end
 	})
+	defer stop()
 	up, cancel := context.WithTimeout(ctx, upTimeout)
 	defer cancel()
 	began := time.Now()

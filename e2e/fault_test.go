@@ -80,53 +80,77 @@ func TestFault_jaegerStopped(t *testing.T) {
 	})
 }
 
+// A crowd are customers of one name who order as fast as they are served.
+type crowd struct {
+	cancel context.CancelFunc
+	all    sync.WaitGroup
+
+	mu             sync.Mutex
+	taken, refused int
+}
+
+func newCrowd(t *testing.T, customer string) *crowd {
+	t.Helper()
+	const many = 4
+	c := &crowd{}
+	var ctx context.Context
+	ctx, c.cancel = context.WithCancel(t.Context())
+	t.Cleanup(func() { c.leave() })
+	for range many {
+		c.all.Go(func() {
+			for ctx.Err() == nil {
+				_, err := postOrder(context.WithoutCancel(ctx), customer)
+				c.mu.Lock()
+				if err == nil {
+					c.taken++
+				} else {
+					c.refused++
+				}
+				c.mu.Unlock()
+			}
+		})
+	}
+	return c
+}
+
+// counts are the orders that were taken, and that were not.
+func (c *crowd) counts() (taken, refused int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.taken, c.refused
+}
+
+// awaitMore waits until some more orders are taken.
+func (c *crowd) awaitMore(t *testing.T) {
+	t.Helper()
+	const some = 20
+	first, _ := c.counts()
+	until(t, "orders are taken", func(context.Context) error {
+		if now, _ := c.counts(); now < first+some {
+			return fmt.Errorf("%d since then", now-first)
+		}
+		return nil
+	})
+}
+
+// leave ends it, and says how many orders were taken, and how many not.
+func (c *crowd) leave() (taken, refused int) {
+	c.cancel()
+	c.all.Wait()
+	return c.counts()
+}
+
 // Orders that were taken are written, also when the NATS server is restarted while
 // they come, in an orderly way and not.
 func TestFault_natsRestarted(t *testing.T) {
 	for name, end := range map[string]func(context.Context, string) error{"stopped": sys.stop, "killed": sys.kill} {
 		t.Run(name, func(t *testing.T) {
 			customer := fresh("nats-" + name)
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			var mu sync.Mutex
-			taken, refused := 0, 0
-			count := func(n *int) func() int {
-				return func() int {
-					mu.Lock()
-					defer mu.Unlock()
-					return *n
-				}
-			}
-			var customers sync.WaitGroup
-			for range 4 {
-				customers.Go(func() {
-					for ctx.Err() == nil {
-						_, err := postOrder(context.WithoutCancel(ctx), customer)
-						mu.Lock()
-						if err == nil {
-							taken++
-						} else {
-							refused++
-						}
-						mu.Unlock()
-					}
-				})
-			}
-			more := func(what string, n func() int) {
-				t.Helper()
-				first := n()
-				until(t, what, func(context.Context) error {
-					if got := n(); got < first+20 {
-						return fmt.Errorf("%d since then", got-first)
-					}
-					return nil
-				})
-			}
-			more("orders are taken", count(&taken))
+			customers := newCrowd(t, customer)
+			customers.awaitMore(t)
 			restarted(t, serviceNATS, end, func() {})
-			more("orders are taken again", count(&taken))
-			cancel()
-			customers.Wait()
+			customers.awaitMore(t)
+			taken, refused := customers.leave()
 			t.Logf("%d orders were taken, %d refused", taken, refused)
 			// One that was refused may be stored: its acknowledgement got lost.
 			until(t, "what was taken is acked", func(ctx context.Context) error {
@@ -162,19 +186,25 @@ func nothingLeft(ctx context.Context) error {
 // A consumer that is killed while it gives orders up loses none and captures none
 // twice.
 func TestFault_consumerKilled(t *testing.T) {
-	const n = 300
+	const some = 50
 	customer := fresh("killed")
 	setLedger(t, "closed")
-	var posting sync.WaitGroup
-	posting.Go(func() { postMany(t, customer, n) })
+	customers := newCrowd(t, customer)
 	until(t, "some are given up", func(ctx context.Context) error {
 		l, err := askLedger(ctx)
-		if err == nil && l.Customers[customer].GivenUp < n/10 {
+		if err == nil && l.Customers[customer].GivenUp < some {
 			err = fmt.Errorf("%d are", l.Customers[customer].GivenUp)
 		}
 		return err
 	})
-	restarted(t, serviceConsumers, sys.kill, posting.Wait)
+	n := 0
+	restarted(t, serviceConsumers, sys.kill, func() {
+		customers.awaitMore(t)
+		var refused int
+		if n, refused = customers.leave(); refused > 0 {
+			t.Errorf("%d orders were refused, although the NATS server was there", refused)
+		}
+	})
 	// The new process has a new ledger, which is not closed: it writes the others.
 	awaitPage(t, sys.url(serviceConsumers)+"/healthz")
 	var dead []entry
@@ -199,8 +229,11 @@ func TestFault_consumerKilled(t *testing.T) {
 		captured[e.Sequence] = true
 	}
 	t.Logf("%d of %d were given up before the kill", len(dead), n)
+	if len(dead) < some || len(dead) == n {
+		t.Errorf("%d of %d are dead letters: the kill was not in the middle of them", len(dead), n)
+	}
 	setLedger(t, "repaired")
-	replay(t, customer)
+	replay(t, customer, exitDone)
 	awaitSettled(t, customer, n, 0)
 	setLedger(t, "flaky")
 	until(t, "the counts of the new process are right", countsAgree)

@@ -38,16 +38,6 @@ func (t trace) named(name string) (found trace) {
 	return found
 }
 
-// childrenOf returns the spans whose parent that is.
-func (t trace) childrenOf(parent span) (found trace) {
-	for _, s := range t {
-		if s.Parent == parent.SpanID {
-			found = append(found, s)
-		}
-	}
-	return found
-}
-
 // root returns the only span without a parent.
 func (t trace) root() (span, error) {
 	var roots trace
@@ -118,7 +108,8 @@ func (j jaeger) services(ctx context.Context) ([]string, error) {
 	var answer struct {
 		Data []string `json:"data"`
 	}
-	return answer.Data, getJSON(ctx, j.url+"/api/services", &answer)
+	err := getJSON(ctx, j.url+"/api/services", &answer)
+	return answer.Data, err
 }
 
 type pagesAnswer struct {

@@ -57,20 +57,28 @@ func countsAgree(ctx context.Context) error {
 // What Prometheus counts is what the demo says it did, and not about.
 func TestMetrics_counts(t *testing.T) {
 	setLedger(t, "flaky")
+	before, err := askLedger(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	happy, anna := fresh("happy"), 25
 	postMany(t, happy, anna)
 	for _, customer := range []string{felix, greta, ivan, felix} {
 		mustOrder(t, customer)
 	}
 	awaitSettled(t, happy, anna, 0)
+	for customer, more := range map[string]settled{felix: {Acked: 2}, greta: {Acked: 1}, ivan: {GivenUp: 1}} {
+		was := before.Customers[customer]
+		awaitSettled(t, customer, was.Acked+more.Acked, was.GivenUp+more.GivenUp)
+	}
 	setLedger(t, "closed")
 	failing := fresh("failing")
 	postMany(t, failing, 7)
 	awaitDead(t, failing, 7)
-	replay(t, failing) // too early: they fail again
+	replay(t, failing, exitPartly) // too early: they fail again
 	awaitSettled(t, failing, 0, 14)
 	setLedger(t, "repaired")
-	replay(t, failing)
+	replay(t, failing, exitDone)
 	awaitSettled(t, failing, 7, 14)
 	setLedger(t, "flaky")
 	until(t, "the counts of Prometheus are those of the demo", countsAgree)

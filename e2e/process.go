@@ -35,7 +35,7 @@ type program struct {
 	log  string // file
 
 	cmd   *exec.Cmd // nil while it does not run
-	ended chan error
+	ended chan struct{}
 }
 
 // What the configuration files call the services, by host name and port: that is how
@@ -58,10 +58,8 @@ func newProcesses(ctx context.Context, work string) (*processes, error) {
 	for i, h := range hosts {
 		p.addr[h] = "127.0.0.1:" + strconv.Itoa(ports[i])
 	}
-	build := exec.CommandContext(ctx, "go", "build", "-o", work+string(filepath.Separator), "./examples/orders", "./cmd/monotel")
-	build.Dir = root()
-	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("go build: %w: %s", err, out)
+	if err := buildPrograms(ctx, work, nil); err != nil {
+		return nil, err
 	}
 	configs := map[string]string{}
 	for name, file := range map[string]string{
@@ -129,7 +127,7 @@ func (p *processes) config(name, file string) (string, error) {
 	}
 	to := filepath.Join(p.dir, name)
 	const private = 0o600
-	return to, os.WriteFile(to, []byte(text), private)
+	return to, os.WriteFile(to, []byte(text), private) //nolint:gosec // a folder of this run
 }
 
 func (p *processes) up(ctx context.Context) error {
@@ -160,15 +158,18 @@ func (p *processes) start(_ context.Context, service string) error {
 	if err != nil {
 		return err
 	}
-	defer out.Close()                            // the process has its own
+	defer func() { _ = out.Close() }()           // the process has its own
 	cmd := exec.Command(prog.path, prog.args...) //nolint:gosec,noctx // the test ends it by itself, in an orderly way
 	cmd.Env = append(os.Environ(), prog.env...)
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	prog.cmd, prog.ended = cmd, make(chan error, 1)
-	go func() { prog.ended <- cmd.Wait() }()
+	prog.cmd, prog.ended = cmd, make(chan struct{})
+	go func(ended chan struct{}) {
+		defer close(ended)
+		_ = cmd.Wait() // how it has ended is in its log
+	}(prog.ended)
 	return nil
 }
 
@@ -215,21 +216,28 @@ func (p *processes) monotel(ctx context.Context, args ...string) (stdout, stderr
 }
 
 func (p *processes) logs(_ context.Context, dir string) error {
-	var errs []error
+	errs := make([]error, 0, 2*len(p.programs)) //nolint:mnd // reading and writing
 	for name, prog := range p.programs {
 		data, err := os.ReadFile(prog.log)
 		const private = 0o600
-		errs = append(errs, err, os.WriteFile(filepath.Join(dir, name+".log"), data, private))
+		errs = append(errs, err, os.WriteFile(filepath.Join(dir, name+".log"), data, private)) //nolint:gosec // as asked
 	}
 	return errors.Join(errs...)
 }
 
 func (p *processes) down(ctx context.Context) error {
-	var errs []error
+	errs := make([]error, 0, len(services))
 	for i := range services {
 		errs = append(errs, p.stop(ctx, services[len(services)-1-i]))
 	}
 	return errors.Join(errs...)
+}
+
+// buildPrograms builds the shop and the command monotel as they are in this checkout.
+func buildPrograms(ctx context.Context, dir string, env []string) error {
+	_, _, err := output(ctx, env, "go", "-C", root(), "build", "-trimpath", "-ldflags=-s -w", "-o", dir+string(filepath.Separator),
+		"./examples/orders", "./cmd/monotel")
+	return err
 }
 
 // output runs a program.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -36,7 +37,8 @@ type order struct {
 
 func postOrder(ctx context.Context, customer string) (o order, err error) {
 	request := map[string]any{"customer": customer, "amount": 12.5}
-	return o, postJSON(ctx, sys.url(serviceEmitter)+"/orders", request, &o)
+	err = postJSON(ctx, sys.url(serviceEmitter)+"/orders", request, &o)
+	return o, err
 }
 
 func mustOrder(t *testing.T, customer string) order {
@@ -98,7 +100,8 @@ type ledger struct {
 }
 
 func askLedger(ctx context.Context) (l ledger, err error) {
-	return l, getJSON(ctx, sys.url(serviceConsumers)+"/ledger", &l)
+	err = getJSON(ctx, sys.url(serviceConsumers)+"/ledger", &l)
+	return l, err
 }
 
 // setLedger breaks or repairs the ledger: flaky, busy, closed or repaired.
@@ -144,14 +147,32 @@ func listDead(ctx context.Context, customer string) ([]entry, error) {
 	return all, nil
 }
 
-// replay has the dead letters of a customer handled again.
-func replay(t *testing.T, customer string) {
+// Exit codes of the command.
+const (
+	exitDone   = 0
+	exitPartly = 3 // some failed again
+)
+
+// replay has the dead letters of a customer handled again, and waits for what comes of
+// it.
+func replay(t *testing.T, customer string, wantExit int) {
 	t.Helper()
 	_, _, err := sys.monotel(t.Context(), "dlq", "replay", "--where", fmt.Sprintf("payload.customer_id == %q", customer),
 		"--yes", "--reason", "the ledger is repaired", "--quiet")
-	if err != nil {
-		t.Fatal(err)
+	if exitCode(err) != wantExit {
+		t.Fatalf("the exit code is %d, want %d: %v", exitCode(err), wantExit, err)
 	}
+}
+
+// exitCode is that of a command that has ended with err, -1 if it has not run.
+func exitCode(err error) int {
+	if err == nil {
+		return 0
+	}
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		return exit.ExitCode()
+	}
+	return -1
 }
 
 // awaitDead waits until so many orders of a customer are dead letters.

@@ -611,16 +611,15 @@ func (d *Desk) count(ctx context.Context, n *counted, id string) error {
 	if err != nil {
 		return err
 	}
-	for lo := n.Upto + 1; lo <= info.State.LastSeq; lo += chunk {
-		hi := min(lo+chunk-1, info.State.LastSeq)
-		messages, err := d.readRange(ctx, lo, hi, true)
+	for n.Upto < info.State.LastSeq {
+		rd, err := d.readSome(ctx, n.Upto+1, min(n.Upto+chunk, info.State.LastSeq), true)
 		if err != nil {
 			return err
 		}
-		for i := range messages {
-			n.add(&messages[i], id)
+		for i := range rd.messages {
+			n.add(&rd.messages[i], id)
 		}
-		n.Upto = hi
+		n.Upto = rd.upto
 	}
 	return nil
 }

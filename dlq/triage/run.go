@@ -47,6 +47,10 @@ const (
 	// with.
 	window = 8 * senders
 
+	// mostBytes is how much of payloads is in hand at a time, unless one alone is
+	// larger. Each is there several times over while it is sent.
+	mostBytes = 16 << 20
+
 	// Why entries are given back that may be sent later. The second is for targets
 	// that are not asked what they have got.
 	whyCancelled = "cancelled"
@@ -156,6 +160,7 @@ type runner struct {
 	counted   counted
 	base      counted             // what was counted before this run: a stop is judged by what came since
 	inHand    int                 // entries that senders have, and have not claimed
+	bytes     int                 // of the payloads that senders have, about
 	unseen    map[uint64]struct{} // sequences of claims that are not counted yet
 	done      map[int]string      // entries after the cursor that are done with, and why they were skipped
 	step      int                 // of the canary
@@ -175,14 +180,17 @@ func (r *runner) operation() *Operation {
 // run works through the selection.
 func (r *runner) run(ctx context.Context) (err error) {
 	defer func() { err = r.finish(ctx, err) }()
-	var background sync.WaitGroup
+	var background, told sync.WaitGroup
 	watch, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer background.Wait()
 	defer cancel()
+	tell, cancelTell := context.WithCancel(watch)
+	defer told.Wait() // the lease is renewed until then
+	defer cancelTell()
 	// What progress calls may take long, and must not keep the lease from being renewed.
 	background.Go(func() { every(watch, heartbeat, func() { r.checkpoint(watch) }) })
 	if r.progress != nil {
-		background.Go(func() { every(watch, heartbeat, func() { r.progress(r.operation()) }) })
+		told.Go(func() { every(tell, heartbeat, func() { r.progress(r.operation()) }) })
 	}
 	stop := context.AfterFunc(ctx, func() { r.end(StatusPaused, fmt.Errorf("interrupted: %w", context.Cause(ctx))) })
 	defer stop()
@@ -197,7 +205,7 @@ func (r *runner) run(ctx context.Context) (err error) {
 		return err
 	}
 	background.Go(func() { r.follow(watch) })
-	r.send(ctx, work)
+	r.send(work)
 	return r.awaitOutcomes(ctx)
 }
 
@@ -245,7 +253,7 @@ func (r *runner) prepare(ctx, work context.Context) (err error) {
 
 // send hands the entries to the senders, as fast as it may. They work until work
 // ends.
-func (r *runner) send(ctx, work context.Context) {
+func (r *runner) send(work context.Context) {
 	o := &r.s.Plan.Options
 	limiter := rate.NewLimiter(rate.Inf, 0)
 	if o.Rate > 0 {
@@ -255,7 +263,9 @@ func (r *runner) send(ctx, work context.Context) {
 	type job struct {
 		index int
 		m     *message // its record, or nil
+		size  int      // about what it takes
 	}
+	average := int(r.s.Plan.Bytes / int64(max(r.s.Plan.Selected, 1)))
 	queue := make(chan job)
 	var all sync.WaitGroup
 	r.mu.Lock()
@@ -265,6 +275,7 @@ func (r *runner) send(ctx, work context.Context) {
 		all.Go(func() {
 			for j := range queue {
 				r.handle(work, j.index, j.m)
+				r.free(j.size)
 			}
 		})
 	}
@@ -272,12 +283,19 @@ func (r *runner) send(ctx, work context.Context) {
 	ahead := from
 	for i := from; i < len(r.items); i++ {
 		if i == ahead {
-			records, ahead = r.readAhead(ctx, i)
+			records, ahead = r.readAhead(r.ended, i)
 		}
-		if limiter.Wait(r.ended) != nil || !r.gate(i) {
+		j := job{i, records[r.items[i].sequence], average}
+		if j.m != nil {
+			j.size = j.m.payloadSize()
+		}
+		if r.items[i].edit != 0 {
+			j.size = max(j.size, average)
+		}
+		if limiter.Wait(r.ended) != nil || !r.gate(i, j.size) {
 			break
 		}
-		queue <- job{i, records[r.items[i].sequence]}
+		queue <- j
 	}
 	close(queue)
 	all.Wait()
@@ -305,20 +323,31 @@ func (r *runner) readAhead(ctx context.Context, i int) (records map[uint64]*mess
 	if hi-lo >= uint64(sparse*(next-i)) { //nolint:gosec // a few hundred
 		return nil, next
 	}
-	messages, err := r.d.tryRange(ctx, lo, hi, false)
+	rd, err := r.d.readOnce(ctx, lo, hi, false, fetchWait, stallWait)
 	if err != nil {
 		return nil, next
 	}
-	records = make(map[uint64]*message, len(messages))
-	for i := range messages {
-		records[messages[i].sequence] = &messages[i]
+	for next > i+1 && r.items[next-1].sequence > rd.upto { // they did not fit
+		next--
+	}
+	records = make(map[uint64]*message, len(rd.messages))
+	for i := range rd.messages {
+		records[rd.messages[i].sequence] = &rd.messages[i]
 	}
 	return records, next
 }
 
-// gate waits until another entry may be taken in hand. It returns false if none
-// may.
-func (r *runner) gate(i int) bool {
+// free says that an entry is not in hand any more, with so many bytes.
+func (r *runner) free(size int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.bytes -= size
+	r.cond.Broadcast()
+}
+
+// gate waits until another entry, of so many bytes, may be taken in hand. It returns
+// false if none may.
+func (r *runner) gate(i, size int) bool {
 	o := &r.s.Plan.Options
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -328,6 +357,7 @@ func (r *runner) gate(i int) bool {
 		case r.ending != nil:
 			return false
 		case i-r.s.Cursor >= window:
+		case r.bytes > 0 && r.bytes+size > mostBytes:
 		case o.MaxInFlight > 0 && r.inFlight() >= o.MaxInFlight:
 		case r.step < len(o.Canary) && r.tried() >= r.boundary(r.step):
 			if r.inFlight() == 0 {
@@ -336,6 +366,7 @@ func (r *runner) gate(i int) bool {
 			}
 		default:
 			r.inHand++
+			r.bytes += size
 			return true
 		}
 		r.cond.Wait()
@@ -702,29 +733,39 @@ type messageGet struct {
 	Last     string `json:"last_by_subj,omitempty"`
 }
 
-// has reports whether a stream has a message. It asks the stream's leader: a
-// replica, which may answer to other ways of asking, may not have it yet.
+// has reports whether a stream has a message.
 func (d *Desk) has(ctx context.Context, stream string, get messageGet) (bool, error) {
+	sequence, err := d.ask(ctx, stream, get)
+	return sequence != 0, err
+}
+
+// ask returns the sequence of a message, 0 if the stream does not have it. It asks
+// the stream's leader: a replica, which may answer to other ways of asking, may not
+// have it yet.
+func (d *Desk) ask(ctx context.Context, stream string, get messageGet) (sequence uint64, err error) {
 	request, err := json.Marshal(get)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	m, err := d.nc.RequestWithContext(ctx, d.apiSubject("STREAM.MSG.GET."+stream), request)
 	if err != nil {
-		return false, fmt.Errorf("look for a message of stream %q: %w", stream, err)
+		return 0, fmt.Errorf("look for a message of stream %q: %w", stream, err)
 	}
 	var answer struct {
-		Error *jetstream.APIError `json:"error"`
+		Error   *jetstream.APIError `json:"error"`
+		Message struct {
+			Sequence uint64 `json:"seq"`
+		} `json:"message"`
 	}
 	switch err := json.Unmarshal(m.Data, &answer); {
 	case err != nil:
-		return false, fmt.Errorf("look for a message of stream %q: %w", stream, err)
+		return 0, fmt.Errorf("look for a message of stream %q: %w", stream, err)
 	case answer.Error == nil:
-		return true, nil
+		return answer.Message.Sequence, nil
 	case answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound, answer.Error.ErrorCode == jetstream.JSErrCodeStreamNotFound:
-		return false, nil
+		return 0, nil
 	}
-	return false, fmt.Errorf("look for a message of stream %q: %w", stream, answer.Error)
+	return 0, fmt.Errorf("look for a message of stream %q: %w", stream, answer.Error)
 }
 
 // claimAndSend takes an entry in hand and sends it.
@@ -874,7 +915,8 @@ func (r *runner) trace(ctx context.Context, e *dlq.Entry, msg *nats.Msg) (end fu
 		Subject: msg.Subject, Consumer: e.Consumer, Traceparent: e.Failure.Traceparent, Origin: e.OriginTraceparent,
 	}
 	if r.s.Plan.Options.tracked() {
-		dead.Subject, dead.Stream = e.Subject, e.Stream
+		// Who failed is an App's, which consumes declared subjects.
+		dead.Subject, dead.Template, dead.Stream = e.Subject, e.Subject, e.Stream
 	}
 	op := r.d.cfg.Telemetry.Replay(ctx, &dead)
 	maps.Copy(msg.Header, op.Header)
@@ -1071,13 +1113,14 @@ func (d *Desk) unsettled(ctx context.Context, s *stored) (map[string]uint64, err
 		return nil, err
 	}
 	claims := make(map[string]uint64)
-	for lo := s.Plan.Upto + 1; lo <= info.State.LastSeq; lo += chunk {
-		messages, err := d.readRange(ctx, lo, min(lo+chunk-1, info.State.LastSeq), true)
+	for lo := s.Plan.Upto + 1; lo <= info.State.LastSeq; {
+		rd, err := d.readSome(ctx, lo, min(lo+chunk-1, info.State.LastSeq), true)
 		if err != nil {
 			return nil, err
 		}
-		for i := range messages {
-			m := &messages[i]
+		lo = rd.upto + 1
+		for i := range rd.messages {
+			m := &rd.messages[i]
 			if m.header.Get(dlq.HeaderChangeOperation) != s.Plan.ID {
 				continue
 			}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -49,6 +50,15 @@ type message struct {
 }
 
 func (m *message) id() string { return m.subject[strings.LastIndexByte(m.subject, '.')+1:] }
+
+// payloadSize is about what the payload takes, which may be elsewhere.
+func (m *message) payloadSize() int {
+	n, err := strconv.Atoi(m.header.Get(dlq.HeaderBodySize))
+	if err != nil || n < 0 {
+		n = 0
+	}
+	return max(len(m.data), min(n, mostBytes))
+}
 
 // record decodes the message, which may have come without its body.
 func (m *message) record(headersOnly bool) (*dlq.Record, error) {
@@ -157,20 +167,6 @@ func (d *Desk) readBackwards(ctx context.Context, lo, hi uint64, headersOnly boo
 	}
 }
 
-// readRange reads all messages from one sequence to another.
-func (d *Desk) readRange(ctx context.Context, lo, hi uint64, headersOnly bool) ([]message, error) {
-	var messages []message
-	for lo <= hi {
-		r, err := d.readSome(ctx, lo, hi, headersOnly)
-		if err != nil {
-			return nil, err
-		}
-		messages = append(messages, r.messages...)
-		lo = r.upto + 1
-	}
-	return messages, nil
-}
-
 // readSome reads the messages from one sequence to another, or as many of them as
 // fit a chunk. It tries again when the connection is lost half-way.
 func (d *Desk) readSome(ctx context.Context, lo, hi uint64, headersOnly bool) (*reading, error) {
@@ -187,16 +183,6 @@ func (d *Desk) readSome(ctx context.Context, lo, hi uint64, headersOnly bool) (*
 			return nil, err
 		}
 	}
-}
-
-// tryRange reads the messages from one sequence to another, or as many of them as
-// fit a chunk. It does not try again.
-func (d *Desk) tryRange(ctx context.Context, lo, hi uint64, headersOnly bool) ([]message, error) {
-	r, err := d.readOnce(ctx, lo, hi, headersOnly, fetchWait, stallWait)
-	if err != nil {
-		return nil, err
-	}
-	return r.messages, nil
 }
 
 // A reading is what was read of a range of sequences: all that there is up to one
@@ -259,9 +245,30 @@ func (d *Desk) readOnce(ctx context.Context, lo, hi uint64, headersOnly bool, be
 		r.full = r.full || r.size >= chunkBytes
 	}
 	if !r.full || r.left == 0 {
+		if err := r.nothingFrom(ctx, max(r.upto+1, lo), hi); err != nil {
+			return nil, err
+		}
 		r.upto = hi
 	}
 	return r, nil
+}
+
+// nothingFrom makes sure that there is no message in a range of sequences. The
+// consumer may be on a replica that is late, and has less than the leader.
+func (r *reading) nothingFrom(ctx context.Context, lo, hi uint64) error {
+	if lo > hi || !r.d.replicated.Load() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, fetchWait)
+	defer cancel()
+	next, err := r.d.ask(ctx, r.d.cfg.Stream, messageGet{Sequence: lo, Next: ">"})
+	switch {
+	case err != nil:
+		return err
+	case next != 0 && next <= hi:
+		return errBehind
+	}
+	return nil
 }
 
 // pull asks for messages, so many of them and of so many bytes together at most, 0
@@ -381,6 +388,7 @@ var (
 	// not come again.
 	errGap = errors.New("messages were lost with a connection")
 
+	errBehind  = errors.New("a replica of the stream does not have all messages yet")
 	errStalled = errors.New("no message has come for too long")
 	errRefused = errors.New("the server sends no messages")
 )

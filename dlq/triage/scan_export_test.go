@@ -55,3 +55,16 @@ func MessagesOf(ctx context.Context, d *Desk, subject string) (n int, err error)
 	err = d.messagesOf(ctx, subject, func(*message) { n++ })
 	return n, err
 }
+
+// Behind reads up to a sequence of a replicated stream as if that were the end of
+// what the consumer's replica has.
+func Behind(ctx context.Context, d *Desk, upto, hi uint64) error {
+	d.replicated.Store(true)
+	r, err := d.readOnce(ctx, 1, upto, true, fetchWait, stallWait)
+	if err != nil {
+		return err
+	}
+	return r.nothingFrom(ctx, r.upto+1, hi)
+}
+
+var ErrBehind = errBehind

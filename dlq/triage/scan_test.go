@@ -364,3 +364,18 @@ func (s *slowLine) relay(to io.Writer, from io.Reader) {
 		}
 	}
 }
+
+// A replica that has not caught up says that there is no more, and the leader knows
+// better.
+func TestRead_behind(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const n = 5
+	b.capture(t, n)
+	if err := triage.Behind(t.Context(), b.desk, 3, n); !errors.Is(err, triage.ErrBehind) {
+		t.Errorf("messages that were not seen are the error %v", err)
+	}
+	if err := triage.Behind(t.Context(), b.desk, n, n+4); err != nil {
+		t.Errorf("what is not there is the error %v", err)
+	}
+}

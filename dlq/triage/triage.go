@@ -13,6 +13,7 @@ import (
 	"os/user"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -165,6 +166,8 @@ type Desk struct {
 	mu     sync.Mutex
 	handle jetstream.Stream // made when they are first needed
 	bucket jetstream.KeyValue
+
+	replicated atomic.Bool // the stream has more replicas than one, as was last seen
 }
 
 // Open returns a desk for the dead letters of a stream, which must exist: else it
@@ -221,5 +224,7 @@ func (d *Desk) info(ctx context.Context) (*jetstream.StreamInfo, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dead-letter stream %q: %w", d.cfg.Stream, err)
 	}
-	return s.CachedInfo(), nil
+	info := s.CachedInfo()
+	d.replicated.Store(info.Config.Replicas > 1)
+	return info, nil
 }

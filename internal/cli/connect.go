@@ -307,7 +307,7 @@ func (l *link) onError(_ *nats.Conn, _ *nats.Subscription, err error) {
 	m := violation.FindStringSubmatch(err.Error())
 	// Lists are looked through for what to warn of. Who may not make one is told by
 	// what does without.
-	if m == nil || strings.Contains(m[2], ".CONSUMER.LIST.") || strings.HasSuffix(m[2], ".STREAM.LIST") {
+	if len(m) == 0 || strings.Contains(m[2], ".CONSUMER.LIST.") || strings.HasSuffix(m[2], ".STREAM.LIST") {
 		return
 	}
 	verb := "publish"

@@ -88,6 +88,7 @@ const (
 	TemplateUnmatched = "_unmatched" // a subject that no event declares
 	TemplateInbox     = "_inbox"     // the reply subject of a request
 	GroupExternal     = "_external"  // a consumer that is not the App's
+	groupOther        = "_OTHER"     // one more consumer than are told apart
 )
 
 const errorTypeOther = "_OTHER"

@@ -91,11 +91,17 @@ func (o *Replay) End(err error) {
 	o.t.sent(o.route).n.Add(1)
 }
 
-// sent counts the replays to a consumer.
+// sent counts the replays to a consumer. Who is named in dead letters is bounded by
+// nothing, and series are.
 func (t *Telemetry) sent(r Route) *count {
+	const most = 1000
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := t.replays[r]
+	if n == nil && len(t.replays) >= most {
+		r = Route{Template: TemplateUnmatched, Group: groupOther}
+		n = t.replays[r]
+	}
 	if n == nil {
 		n = &count{}
 		n.init(keyTemplate.String(r.Template), keyConsumerGroup.String(clean(r.Group, maxAttribute)), keyMetricOutcome.String(outcomeSent))

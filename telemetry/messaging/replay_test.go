@@ -2,6 +2,7 @@ package messaging
 
 import (
 	"errors"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -205,5 +206,21 @@ func TestConsumer_outcomes(t *testing.T) {
 	// No handler has seen it: there is no attempt.
 	if op := c.Outcome(t.Context(), &Delivery{}, &Message{}); op.Header != nil || op.Attempt != "" || op.Origin != "" {
 		t.Errorf("the outcome is %+v", op)
+	}
+}
+
+// Dead letters may name any number of consumers.
+func TestReplay_manyConsumers(t *testing.T) {
+	t.Parallel()
+	m := newMeter()
+	tel := newTelemetry(t, Config{MeterProvider: m})
+	const n = 1500
+	for i := range n {
+		op := tel.Replay(t.Context(), &DeadLetter{Template: "orders.created", Subject: "orders.created", Consumer: "consumer-" + strconv.Itoa(i)})
+		op.End(nil)
+	}
+	counts := m.replays(t)
+	if other := counts["_unmatched _OTHER sent"]; len(counts) != 1001 || other != n-1000 {
+		t.Errorf("there are %d series, and %d replays beyond them", len(counts), other)
 	}
 }
