@@ -71,7 +71,7 @@ func freePorts(n int) ([]int, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer func() { _ = lis.Close() }() //nolint:revive // all are held until there are enough, so that they differ
+		defer func() { _ = lis.Close() }() //nolint:revive,gocritic // all are held until there are enough, so that they differ
 		addr, ok := lis.Addr().(*net.TCPAddr)
 		if !ok {
 			return nil, fmt.Errorf("listening at %v", lis.Addr())
