@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -124,30 +123,6 @@ func keepLogs(ctx context.Context) {
 		fmt.Fprintf(os.Stderr, "e2e: keep the logs: %v\n", err)
 	}
 	fmt.Fprintf(os.Stderr, "e2e: what the services have logged is in e2e/%s\n", dir)
-}
-
-var errPatience = errors.New("did not come true in time")
-
-// poll asks until the answer is nil or ctx ends. It returns the last answer.
-func poll(ctx context.Context, ask func(context.Context) error) error {
-	const pause = 200 * time.Millisecond
-	tick := time.NewTicker(pause)
-	defer tick.Stop()
-	var last error
-	for {
-		err := ask(ctx)
-		if err == nil {
-			return nil
-		}
-		if ctx.Err() == nil || last == nil {
-			last = err // and not that of an attempt that was cut off
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", errPatience, last)
-		case <-tick.C:
-		}
-	}
 }
 
 // until fails the test unless the answer becomes nil.

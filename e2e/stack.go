@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // Services of the stack, as docker-compose.yml names them.
@@ -97,4 +98,28 @@ func readEnv(file string) (map[string]string, error) {
 		return nil, errors.New(file + " has no lines KEY=VALUE")
 	}
 	return env, nil
+}
+
+var errPatience = errors.New("did not come true in time")
+
+// poll asks until the answer is nil or ctx ends. It returns the last answer.
+func poll(ctx context.Context, ask func(context.Context) error) error {
+	const pause = 200 * time.Millisecond
+	tick := time.NewTicker(pause)
+	defer tick.Stop()
+	var last error
+	for {
+		err := ask(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() == nil || last == nil {
+			last = err // and not that of an attempt that was cut off
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", errPatience, last)
+		case <-tick.C:
+		}
+	}
 }
