@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"regexp"
 	"slices"
@@ -239,7 +240,7 @@ func TestChange_roundTrip(t *testing.T) {
 			Edit: &dlq.Record{ID: id, HeadersObject: id + ".h", Body: dlq.BodyObject, BodyObject: id + ".r2", BodySize: 1 << 20},
 		}},
 		{name: "broken diff", give: dlq.Change{Kind: dlq.ChangeArchived, Diff: json.RawMessage(`{"a":`)}, want: func(c *dlq.Change) { c.Diff = nil }},
-		{name: "absurd revision", give: dlq.Change{Kind: dlq.ChangeArchived, Revision: 1<<63 - 1}, want: func(c *dlq.Change) { c.Revision = 0 }},
+		{name: "absurd revision", give: dlq.Change{Kind: dlq.ChangeArchived, Revision: math.MaxInt}, want: func(c *dlq.Change) { c.Revision = 0 }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
