@@ -77,7 +77,7 @@ images: ## build the programs and the images of the end-to-end run from Go modul
 e2e: export E2E_RUNTIME := $(or $(E2E_RUNTIME),$(shell docker info >/dev/null 2>&1 && echo docker || echo process))
 e2e: images ## start the whole stack and look at it from outside: Jaeger, Prometheus, faults
 	@echo "==> run the end-to-end tests ($(E2E_RUNTIME))"
-	@cd e2e && go test -count=1 -timeout=$(TIMEOUT) -run='$(RUN)' -v . ./images/wget
+	@cd e2e && go test ./images/... && go test -count=1 -timeout=$(TIMEOUT) -run='$(RUN)' -v .
 
 .PHONY: demo
 demo: ## start the demo of docs/demo.md, and say where it is; DEMO_IMAGES=built does without a registry, and without Grafana
@@ -108,7 +108,7 @@ performance: ## measure against nats.go and write docs/performance.md
 
 .PHONY: million
 million: ## measure the command with DEADLETTERS dead letters, 1 000 000, and write that into docs/performance.md
-	@echo "==> monotel dlq with $(DEADLETTERS) dead letters: about ten minutes, 2 GB in a temporary folder"
+	@echo "==> monotel dlq with $(DEADLETTERS) dead letters: about five minutes, 2 GB in a temporary folder"
 	@dir="$$(mktemp -d)" && trap 'rm -rf "$$dir"' EXIT && \
 	{ MONOTEL_MILLION=$(DEADLETTERS) go test -run='^$$' -bench='^BenchmarkMillion$$' -benchtime=1x -timeout=0 ./internal/cli > "$$dir/bench.txt" || { cat "$$dir/bench.txt"; exit 1; }; } && \
 	go run ./internal/perftable -million docs/performance.md < "$$dir/bench.txt"
