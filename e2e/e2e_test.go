@@ -27,7 +27,7 @@ const (
 	downTimeout = 2 * time.Minute
 	// patience is what a test gives the stack for one thing to come true. It is much
 	// more than it takes: the machine may be busy with other things.
-	patience = 90 * time.Second
+	patience = 3 * time.Minute
 )
 
 func TestMain(m *testing.M) {

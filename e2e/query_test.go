@@ -59,7 +59,7 @@ func TestQueries(t *testing.T) {
 		return fmt.Errorf("no data in %d of %d:\n%s", len(left), len(queries), strings.Join(left, "\n"))
 	}
 	again := 0
-	untilFor(t, 4*time.Minute, "every query has data", func(ctx context.Context) error {
+	untilFor(t, 6*time.Minute, "every query has data", func(ctx context.Context) error {
 		again++
 		if again%10 == 1 { // some look at the last minute only
 			if err := allKinds(ctx); err != nil {
