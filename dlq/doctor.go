@@ -13,6 +13,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/dlq/internal/subjects"
 )
 
 // A Severity says how soon a [Finding] wants attention.
@@ -333,46 +335,13 @@ func (v *view) subjects() []string {
 // wants reports whether a filter has the whole of a subject, which may have
 // wildcards.
 func (v *view) wants(subject string) bool {
-	return slices.ContainsFunc(v.subjects(), func(f string) bool { return covers(f, subject) })
+	return slices.ContainsFunc(v.subjects(), func(f string) bool { return subjects.Covers(f, subject) })
 }
 
 // gaveUp reports whether the consumer may have messages that were delivered as
 // often as it allows. NumRedelivered counts them, except with a MaxDeliver of 1.
 func (v *view) gaveUp() bool {
 	return v.policy != jetstream.AckNonePolicy && (v.maxDeliver == 1 || v.maxDeliver > 1 && v.redelivered > 0)
-}
-
-// covers reports whether pattern matches all that subject, which may be a pattern
-// itself, matches.
-func covers(pattern, subject string) bool {
-	p, s := strings.Split(pattern, "."), strings.Split(subject, ".")
-	for i, token := range p {
-		switch {
-		case i >= len(s):
-			return false
-		case token == ">":
-			return true
-		case s[i] == ">":
-			return false
-		case token != "*" && token != s[i]:
-			return false
-		}
-	}
-	return len(p) == len(s)
-}
-
-// overlap reports whether there are subjects that match both patterns.
-func overlap(a, b string) bool {
-	p, s := strings.Split(a, "."), strings.Split(b, ".")
-	for i := range min(len(p), len(s)) {
-		switch {
-		case p[i] == ">", s[i] == ">":
-			return true
-		case p[i] != "*" && s[i] != "*" && p[i] != s[i]:
-			return false
-		}
-	}
-	return len(p) == len(s)
 }
 
 // consumers checks those of a stream.
@@ -499,7 +468,7 @@ func (p *suspect) among(all []view) {
 	for i := range all {
 		o := &all[i]
 		if o.name == p.name || !slices.ContainsFunc(p.subjects(), func(a string) bool {
-			return slices.ContainsFunc(o.subjects(), func(b string) bool { return overlap(a, b) })
+			return slices.ContainsFunc(o.subjects(), func(b string) bool { return subjects.Overlap(a, b) })
 		}) {
 			continue
 		}

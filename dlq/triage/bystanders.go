@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/dlq/internal/subjects"
 )
 
 const (
@@ -104,7 +105,7 @@ func (b *bystanders) getsToo(stream string, c *listedConsumer) (why string, gets
 			return "no filter", true
 		}
 		for _, f := range filters {
-			if overlap(f, dlq.ReplaySubjects(stream, t.Consumer)) {
+			if subjects.Overlap(f, dlq.ReplaySubjects(stream, t.Consumer)) {
 				return fmt.Sprintf("filter %q", f), true
 			}
 		}
@@ -161,7 +162,7 @@ func (b *bystanders) copiesFrom(s *listedStream) (from string, gets bool) {
 		}
 		for i := range b.targets[source.Name] {
 			replays := dlq.ReplaySubjects(source.Name, b.targets[source.Name][i].Consumer)
-			if slices.ContainsFunc(filters, func(f string) bool { return overlap(f, replays) }) {
+			if slices.ContainsFunc(filters, func(f string) bool { return subjects.Overlap(f, replays) }) {
 				return source.Name, true
 			}
 		}
@@ -268,17 +269,3 @@ var (
 	errNoPermission = errors.New("no permission")
 	errNoAnswer     = errors.New("no answer")
 )
-
-// overlap reports whether there are subjects that match both patterns.
-func overlap(a, b string) bool {
-	p, q := strings.Split(a, "."), strings.Split(b, ".")
-	for i := range min(len(p), len(q)) {
-		switch {
-		case p[i] == ">", q[i] == ">":
-			return true
-		case p[i] != "*" && q[i] != "*" && p[i] != q[i]:
-			return false
-		}
-	}
-	return len(p) == len(q)
-}
