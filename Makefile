@@ -1,13 +1,17 @@
 # Tasks of this repository. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-# The steps of a check run in the order they are written, also with -j.
+# The steps of a check run in the order they are written, also with -j, but for
+# those that `make test` runs side by side.
+ifndef SIDE_BY_SIDE
 .NOTPARALLEL:
+endif
 
 # Use the Go that is installed and never download another one in passing.
 export GOTOOLCHAIN := local
-# No version-control stamp: a checkout owned by another user builds, too.
-export GOFLAGS := $(strip $(shell go env GOFLAGS) -buildvcs=false)
+# No version-control stamp: a checkout owned by another user builds, too. No paths:
+# what one checkout has built is good for the next.
+export GOFLAGS := $(strip $(shell go env GOFLAGS) -buildvcs=false -trimpath)
 
 # Developer tools have a module of their own, so that nothing they need reaches
 # go.mod. Go builds them on first use and caches the result.
@@ -26,6 +30,8 @@ BENCH       ?= .
 BENCHTIME   ?= 1s
 COUNT       ?= 1
 ROUNDS      ?= 10
+COMPARISONS ?= 5
+SCALES      ?= 1
 KILLS       ?= 200
 DEADLETTERS ?= 1000000
 
@@ -36,8 +42,11 @@ help: ## list the tasks
 	@echo "  unit, race, bench and cover take PKG=./mono, RUN=TestName, TIMEOUT=10m;"
 	@echo "  bench takes BENCH=Name, BENCHTIME=1s and COUNT=10 as well."
 
+# What counts allocations and what is over in seconds comes first. The others wait
+# for servers more than they compute, and wait together.
 .PHONY: test
-test: race-ready check-fmt check-tidy vet lint build allocs race modules e2e ## the whole check: what must pass before a change lands
+test: race-ready check-fmt check-tidy vet build allocs ## the whole check: what must pass before a change lands
+	@$(MAKE) --no-print-directory -j3 --output-sync=line SIDE_BY_SIDE=1 race e2e lint modules
 
 .PHONY: unit
 unit: ## only the tests, without the race detector
@@ -73,11 +82,13 @@ images: ## build the programs and the images of the end-to-end run from Go modul
 	@e2e/images/build $(if $(filter process,$(E2E_RUNTIME)),--binaries-only)
 
 # Without a Docker engine the same programs run as local processes.
+runtime = $(or $(E2E_RUNTIME),$(shell { docker info && { docker compose version || docker-compose version; }; } >/dev/null 2>&1 && echo docker || echo process))
+
 .PHONY: e2e
-e2e: export E2E_RUNTIME := $(or $(E2E_RUNTIME),$(shell docker info >/dev/null 2>&1 && echo docker || echo process))
-e2e: images ## start the whole stack and look at it from outside: Jaeger, Prometheus, faults
-	@echo "==> run the end-to-end tests ($(E2E_RUNTIME))"
-	@cd e2e && go test ./images/... && go test -count=1 -timeout=$(TIMEOUT) -run='$(RUN)' -v .
+e2e: ## start the whole stack and look at it from outside: Jaeger, Prometheus, faults; E2E_RUNTIME=process does without Docker
+	@runtime=$(runtime) && e2e/images/build $$([ $$runtime = docker ] || echo --binaries-only) && \
+	echo "==> run the end-to-end tests ($$runtime)" && \
+	cd e2e && go test ./images/... && E2E_RUNTIME=$$runtime go test -count=1 -timeout=$(TIMEOUT) -run='$(RUN)' -v .
 
 .PHONY: demo
 demo: ## start the demo of docs/demo.md, and say where it is; DEMO_IMAGES=built does without a registry, and without Grafana
@@ -105,6 +116,18 @@ performance: ## measure against nats.go and write docs/performance.md
 		done; \
 	done && \
 	go run ./internal/perftable docs/performance.md < "$$dir/bench.txt"
+
+.PHONY: comparison
+comparison: ## compare with nats.go, Watermill and go-monolith, COMPARISONS rounds, 5, of about 6 minutes each
+	@echo "==> compare, $(COMPARISONS) rounds"
+	@dir="$$(mktemp -d)" && trap 'rm -rf "$$dir"' EXIT && cd bench && go build -o "$$dir/bench" . && \
+	"$$dir/bench" run --rounds $(COMPARISONS) --out "$$dir/results.txt" && \
+	"$$dir/bench" report "$$dir/results.txt" --write ../docs/performance.md --benchstat ../docs/performance-benchstat.txt
+
+.PHONY: scale
+scale: ## measure on a cluster of three servers, and write docs/scaling.md; SCALES rounds, 1, of about 4 minutes each
+	@echo "==> measure on a cluster of three servers"
+	@cd bench && go run . scale --rounds $(SCALES)
 
 .PHONY: million
 million: ## measure the command with DEADLETTERS dead letters, 1 000 000, and write that into docs/performance.md

@@ -61,6 +61,7 @@ type target struct {
 	legend     string
 	exemplars  bool
 	mayBeEmpty string // why it returns nothing in a healthy system; empty: it always returns something
+	provoked   bool   // it may be empty, and the end-to-end run sees to it that it is not
 }
 
 // A variable is a choice above a board: of the values that a label has in what a
@@ -167,11 +168,12 @@ func (p panel) build(c *catalogue, id uint32) (made built, queries []query, err 
 	}
 	var targets []cog.Builder[variants.Dataquery]
 	for i, t := range p.queries {
+		ref := string(rune('A' + i))
 		if p.kind == traces {
-			targets = append(targets, jaegerSearch(t.expr))
+			targets, queries = append(targets, search{ref: ref, tags: t.expr}), append(queries, query{Tags: t.expr})
 			continue
 		}
-		got, q, err := t.build(c, p.kind, string(rune('A'+i)))
+		got, q, err := t.build(c, p.kind, ref)
 		if err != nil {
 			return made, nil, err
 		}
@@ -241,17 +243,15 @@ func (t target) build(c *catalogue, k kind, ref string) (*prometheus.DataqueryBu
 	if t.exemplars {
 		out = out.Exemplar(true)
 	}
-	return out, query{Expr: q.expr, Metrics: q.metrics, MayBeEmpty: t.mayBeEmpty}, nil
+	return out, query{Expr: q.expr, Metrics: q.metrics, MayBeEmpty: t.mayBeEmpty, Provoked: t.provoked}, nil
 }
 
 // search is a query to Jaeger, which the library has no type for.
-type search struct{ tags string }
-
-func jaegerSearch(tags string) search { return search{tags} }
+type search struct{ ref, tags string }
 
 func (s search) Build() (variants.Dataquery, error) {
 	return variants.UnknownDataquery{
-		"refId": "A", "datasource": source("jaeger", jaegerUID), "queryType": "search",
+		"refId": s.ref, "datasource": source("jaeger", jaegerUID), "queryType": "search",
 		"service": "$service", "tags": s.tags, "limit": 20,
 	}, nil
 }
@@ -261,8 +261,9 @@ func (p panel) draw(targets []cog.Builder[variants.Dataquery]) (dashboard.Panel,
 	switch p.kind {
 	case paragraph:
 		return text.NewPanelBuilder().Mode(text.TextModeMarkdown).Content(p.text).Build()
-	case traces:
-		return table.NewPanelBuilder().Targets(targets).Build()
+	case traces: // of several searches one table
+		return table.NewPanelBuilder().Targets(targets).
+			WithTransformation(dashboard.DataTransformerConfig{Id: "merge", Options: map[string]any{}}).Build()
 	case rows:
 		return table.NewPanelBuilder().Targets(targets).NoValue("none").
 			WithTransformation(dashboard.DataTransformerConfig{

@@ -174,13 +174,15 @@ func overview() board {
 					text: "Attempts that failed, by error.type. Most are tried again.",
 					queries: []target{{
 						expr:   `sum by (@consumer, error.type) (rate(messaging.process.duration_count{@own, error.type!=""}[@rate]))`,
-						legend: byConsumer + ": {{error.type}}", mayBeEmpty: noFailures,
+						legend: byConsumer + ": {{error.type}}", mayBeEmpty: noFailures, provoked: true,
 					}},
 				},
 				{
-					kind: traces, title: "Traces with errors", width: 12,
-					text:    "The newest traces of the service that have an error, in Jaeger.",
-					queries: []target{{expr: "error=true"}},
+					// Not by error=true: Jaeger's storage in memory finds nothing by it.
+					kind: traces, title: "Traces of failures", width: 12,
+					text: "The newest traces of the service, in Jaeger, in which a message of a durable consumer was given up or is to be " +
+						"tried again.",
+					queries: []target{{expr: "messaging.nats.settlement=term"}, {expr: "messaging.nats.settlement=nak_delay"}},
 				},
 			}},
 		},
@@ -280,7 +282,7 @@ func failingRow() row {
 			queries: []target{{
 				expr: `sum by (@consumer) (rate(messaging.process.duration_count{@own, error.type!=""}[@rate])) / ` +
 					`(sum by (@consumer) (rate(messaging.process.duration_count{@own}[@rate])) > 0)`,
-				legend: byConsumer, mayBeEmpty: noFailures,
+				legend: byConsumer, mayBeEmpty: noFailures, provoked: true,
 			}},
 		},
 		{
@@ -288,7 +290,7 @@ func failingRow() row {
 			text: "Attempts that failed, by error.type: the name of a known error, what its ErrorType says, or its Go type.",
 			queries: []target{{
 				expr:   `sum by (@consumer, error.type) (rate(messaging.process.duration_count{@own, error.type!=""}[@rate]))`,
-				legend: byConsumer + ": {{error.type}}", mayBeEmpty: noFailures,
+				legend: byConsumer + ": {{error.type}}", mayBeEmpty: noFailures, provoked: true,
 			}},
 		},
 		{
@@ -433,7 +435,7 @@ func deadLettersBoard() board {
 					queries: []target{{
 						expr: `sum by (@consumer) (rate(mono.dead_letters.replayed{@own, outcome="failed_again"}[@rate])) / ` +
 							`(sum by (@consumer) (rate(mono.dead_letters.replayed{@own, outcome=~"resolved|failed_again"}[@rate])) > 0)`,
-						legend: byConsumer, mayBeEmpty: "only while replays have outcomes",
+						legend: byConsumer, mayBeEmpty: "only while replays have outcomes", provoked: true,
 					}},
 				},
 			}},
@@ -466,7 +468,7 @@ func publishersBoard() board {
 						"or slow. invalid_…: a mistake of the publisher.",
 					queries: []target{{
 						expr:   `sum by (@event, error.type) (rate(messaging.client.sent.messages{@app, error.type!=""}[@rate]))`,
-						legend: "{{@event}}: {{error.type}}", mayBeEmpty: noFailures,
+						legend: "{{@event}}: {{error.type}}", mayBeEmpty: noFailures, provoked: true,
 					}},
 				},
 				{
@@ -475,7 +477,7 @@ func publishersBoard() board {
 					queries: []target{{
 						expr: `sum by (@event) (rate(messaging.client.sent.messages{@app, error.type!=""}[@rate])) / ` +
 							`(sum by (@event) (rate(messaging.client.sent.messages{@app}[@rate])) > 0)`,
-						legend: "{{@event}}", mayBeEmpty: noFailures,
+						legend: "{{@event}}", mayBeEmpty: noFailures, provoked: true,
 					}},
 				},
 			}},

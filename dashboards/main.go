@@ -39,13 +39,15 @@ func run(dir string) error {
 	return nil
 }
 
-// A query is one that a board or a rule asks, ready for Prometheus, so that a test
-// can ask it.
+// A query is one that a board or a rule asks, ready for Prometheus or Jaeger, so that a
+// test can ask it.
 type query struct {
-	From       string   `json:"from"` // where it is asked
-	Expr       string   `json:"expr"` // Grafana's variables are filled in: all, over 1 m and 1 h
-	Metrics    []string `json:"metrics"`
+	From       string   `json:"from"`                   // where it is asked
+	Expr       string   `json:"expr,omitempty"`         // for Prometheus; Grafana's variables are filled in: all, over 1 m and 1 h
+	Tags       string   `json:"tags,omitempty"`         // instead, what is searched for in Jaeger: an attribute of a span, as key=value
+	Metrics    []string `json:"metrics,omitempty"`      // that Expr reads
 	MayBeEmpty string   `json:"may_be_empty,omitempty"` // why it returns nothing in a healthy system
+	Provoked   bool     `json:"provoked,omitempty"`     // it may be empty, but not in the end-to-end run
 }
 
 // artefacts makes all files, by their path.

@@ -50,11 +50,7 @@ func (s *Store) SubjectOf(r *Record) string { return s.Subject(r.Stream, r.Consu
 // update the stream; if that cannot be done, nothing is discarded, and the
 // [ErrStreamFull] says what to do.
 func (s *Store) Change(ctx context.Context, e *Entry, c Change, more nats.Header) error {
-	c.From = e.State
-	if c.Time.IsZero() {
-		c.Time = time.Now()
-	}
-	msg := &nats.Msg{Subject: s.SubjectOf(e.Record), Header: c.header(e.ID)}
+	msg := s.changeMessage(e, &c)
 	if c.Edit != nil {
 		msg.Data = c.Edit.Data
 	}
@@ -81,9 +77,31 @@ func (s *Store) Change(ctx context.Context, e *Entry, c Change, more nats.Header
 	return nil
 }
 
+// ChangeMessage is what [Store.Change] publishes for a change without a payload, and
+// how: for those who publish many of them before they wait for the answers. It fills
+// in c.From and c.Time. What is stored is to be applied to e, with its sequence.
+func (s *Store) ChangeMessage(e *Entry, c *Change) (*nats.Msg, []jetstream.PublishOpt) {
+	return s.changeMessage(e, c), s.unchangedSince(e.Last)
+}
+
+func (s *Store) changeMessage(e *Entry, c *Change) *nats.Msg {
+	c.From = e.State
+	if c.Time.IsZero() {
+		c.Time = time.Now()
+	}
+	return &nats.Msg{Subject: s.SubjectOf(e.Record), Header: c.header(e.ID)}
+}
+
+// unchangedSince has a change stored only if the last message of its subject is still
+// that one.
+func (s *Store) unchangedSince(last uint64) []jetstream.PublishOpt {
+	return []jetstream.PublishOpt{
+		jetstream.WithRetryAttempts(0), jetstream.WithExpectStream(s.cfg.StreamName()), jetstream.WithExpectLastSequencePerSubject(last),
+	}
+}
+
 func (s *Store) publishChange(ctx context.Context, msg *nats.Msg, last uint64) (*jetstream.PubAck, error) {
-	ack, err := s.js.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(0), jetstream.WithExpectStream(s.cfg.StreamName()),
-		jetstream.WithExpectLastSequencePerSubject(last))
+	ack, err := s.js.PublishMsg(ctx, msg, s.unchangedSince(last)...)
 	api, ok := errors.AsType[*jetstream.APIError](err)
 	switch {
 	case ok && api.ErrorCode == codeWrongLastSequence:

@@ -676,9 +676,7 @@ func (d *doctor) walked(ctx context.Context, p *suspect) error {
 func (d *doctor) zombies(p *suspect, n uint64, atLeast bool, first uint64, others []string) {
 	f := Finding{
 		Severity: SeverityCritical, Check: checkZombies, Stream: p.stream, Consumer: p.name, Count: n,
-		// No command does it.
-		Remedy: fmt.Sprintf("Have a program capture them as dead letters, which deletes them here: CaptureZombies(ctx, %q, %q) of a dlq.Store.",
-			p.stream, p.name),
+		Remedy: fmt.Sprintf("Capture them as dead letters, which deletes them here: %s.", d.command("capture "+p.stream+" "+p.name)),
 	}
 	if p.interest {
 		f.Remedy += " Do not delete the consumer: the server then deletes what only it still has to handle."
@@ -703,9 +701,9 @@ func (d *doctor) zombies(p *suspect, n uint64, atLeast bool, first uint64, other
 			names += ", …"
 		}
 		f.Detail += "; the server does not tell who gave them up: it may also have been " + names
-		f.Remedy = fmt.Sprintf("Have a program capture them as dead letters of each of these consumers, which deletes them here: "+
-			"CaptureZombies(ctx, %q, %q) of a dlq.Store, and the same with each of the others. Do not delete a consumer: the server then "+
-			"deletes what only that one still has to handle.", p.stream, p.name)
+		f.Remedy = fmt.Sprintf("Capture them as dead letters of each of these consumers, which deletes them here: %s, and the same with "+
+			"each of the others. Do not delete a consumer: the server then deletes what only that one still has to handle.",
+			d.command("capture "+p.stream+" "+p.name))
 	}
 	d.add(f)
 }

@@ -1187,7 +1187,7 @@ func TestStore_Doctor_zombieRemedies(t *testing.T) {
 	got := s.found(t, "zombies")
 	doctorWant(t, got, zombies("INTEREST", "c", 2), zombies("WORK", "c", 2))
 	for i, want := range []string{"Do not delete the consumer", "`nats consumer rm WORK c`"} {
-		if !strings.Contains(got[i].Remedy, want) || !strings.Contains(got[i].Remedy, fmt.Sprintf("CaptureZombies(ctx, %q, \"c\")", got[i].Stream)) {
+		if !strings.Contains(got[i].Remedy, want) || !strings.Contains(got[i].Remedy, "`monotel dlq capture "+got[i].Stream+" c`") {
 			t.Errorf("remedy %d does not say %q: %s", i, want, got[i].Remedy)
 		}
 	}

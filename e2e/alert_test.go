@@ -11,18 +11,20 @@ import (
 const deadLettersOpen = "MonotelDeadLettersOpen"
 
 // The alert for dead letters fires after a burst of failures, and ends when they have
-// been replayed with success.
+// been replayed with success. It waits for a minute before it fires: the other tests
+// run meanwhile.
 func TestAlert_deadLetters(t *testing.T) {
 	const (
 		burst  = 30
 		ofIvan = `payload.customer_id == "ivan"`
-		limit  = 4 * time.Minute // it waits for a minute before it fires; scrapes and polls come to that
+		limit  = 4 * time.Minute // scrapes and polls come to the minute, and restarts of Prometheus
 	)
 	customer := fresh("alert")
 	setLedger(t, "closed")
-	defer setLedger(t, "flaky")
-	postMany(t, customer, burst)
+	orders := postMany(t, customer, burst)
 	awaitDead(t, customer, burst)
+	setLedger(t, "flaky")
+	t.Parallel() // waits until all tests have ended that do not call it
 	untilFor(t, limit, "the alert fires", func(ctx context.Context) error { return alertIs(ctx, "firing") })
 	setLedger(t, "repaired")
 	// What other tests have left open is open, too.
@@ -30,7 +32,11 @@ func TestAlert_deadLetters(t *testing.T) {
 	if code := exitCode(err); code != exitDone && code != exitPartly {
 		t.Fatal(err)
 	}
-	awaitSettled(t, customer, burst, burst)
+	ids := make([]string, 0, burst)
+	for _, o := range orders {
+		ids = append(ids, o.OrderID)
+	}
+	awaitWritten(t, ids)
 	// Who has no account has none in a replay, either: those cannot be repaired.
 	if out, _, err := sys.monotel(t.Context(), "dlq", "ls", "--where", ofIvan, "--output", "ndjson"); err != nil {
 		t.Fatal(err)

@@ -5,7 +5,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"sync"
@@ -23,7 +22,7 @@ var (
 )
 
 const (
-	upTimeout   = 3 * time.Minute
+	upTimeout   = 10 * time.Minute // programs and an image are built
 	downTimeout = 2 * time.Minute
 	// patience is what a test gives the stack for one thing to come true. It is much
 	// more than it takes: the machine may be busy with other things.
@@ -40,12 +39,20 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) (code int) {
-	// Ctrl-C and the end of the CI job take the stack down, too.
-	ctx, release := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer release()
 	fail := func(what string, err error) int {
 		fmt.Fprintf(os.Stderr, "e2e: %s: %v\n", what, err)
 		return 1
+	}
+	// Ctrl-C, the end of the CI job and that of go test's patience take the stack down, too.
+	ctx, release := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer release()
+	if limit := flag.Lookup("test.timeout").Value.(flag.Getter).Get().(time.Duration); limit > 0 {
+		if limit <= downTimeout {
+			return fail("look at the time", fmt.Errorf("-timeout is %v, of which the end alone may take %v", limit, downTimeout))
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, limit-downTimeout, fmt.Errorf("-timeout %v has ended, but for what the end takes", limit))
+		defer cancel()
 	}
 	work, err := os.MkdirTemp("", "monotel-e2e-")
 	if err != nil {
@@ -55,19 +62,28 @@ func run(m *testing.M) (code int) {
 	if sys, err = newStack(ctx, work); err != nil {
 		return fail("prepare the stack", err)
 	}
-	takeDown := sync.OnceFunc(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), downTimeout)
-		defer cancel()
-		if code != 0 {
-			keepLogs(ctx)
+	var once sync.Once // whoever comes second waits for the first
+	takeDown := func(failed bool) (err error) {
+		once.Do(func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), downTimeout)
+			defer cancel()
+			if failed {
+				keepLogs(ctx)
+			}
+			err = sys.down(ctx)
+		})
+		return err
+	}
+	defer func() {
+		if err := takeDown(code != 0); err != nil {
+			code = fail("take the stack down", err)
 		}
-		if err := sys.down(ctx); err != nil {
-			code = max(code, fail("take the stack down", err))
-		}
-	})
-	defer takeDown()
+	}()
 	stop := context.AfterFunc(ctx, func() { // the tests do not know of it, and would go on
-		takeDown()
+		fail("interrupted", context.Cause(ctx))
+		if err := takeDown(true); err != nil {
+			fail("take the stack down", err)
+		}
 		const interrupted = 130
 		os.Exit(interrupted) //nolint:revive // a test binary has no other end
 	})
@@ -94,22 +110,23 @@ func run(m *testing.M) (code int) {
 // newStack chooses the runtime.
 func newStack(ctx context.Context, work string) (stack, error) {
 	kind := os.Getenv(runtimeEnv)
-	if kind == "" {
-		kind = runtimeDocker
-		if out, err := exec.CommandContext(ctx, "docker", "info", "--format", "{{.ServerVersion}}").CombinedOutput(); err != nil {
-			fmt.Printf("e2e: no Docker engine answers (%v: %.200s)\n", err, out)
-			kind = runtimeProcess
-		}
-	}
 	switch kind {
-	case runtimeDocker:
-		fmt.Println("e2e: the stack runs as containers, of docker-compose.yml")
-		return newContainers(ctx, work)
+	case "", runtimeDocker:
+		compose, err := composeCommand(ctx)
+		if err == nil {
+			fmt.Println("e2e: the stack runs as containers, of docker-compose.yml")
+			return newContainers(work, compose)
+		}
+		if kind == runtimeDocker {
+			return nil, err
+		}
+		fmt.Printf("e2e: %v\n", err)
 	case runtimeProcess:
-		fmt.Println("e2e: the stack runs as local processes; images, networks and restart policies are not tested")
-		return newProcesses(ctx, work)
+	default:
+		return nil, fmt.Errorf("%s is %q, want %s or %s", runtimeEnv, kind, runtimeDocker, runtimeProcess)
 	}
-	return nil, fmt.Errorf("%s is %q, want %s or %s", runtimeEnv, kind, runtimeDocker, runtimeProcess)
+	fmt.Println("e2e: the stack runs as local processes; images, networks, health checks and restart policies are not tested")
+	return newProcesses(work)
 }
 
 // keepLogs saves what the services have logged.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strconv"
 	"time"
@@ -76,21 +77,36 @@ func (j jaeger) trace(ctx context.Context, id string) (trace, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(t) != len(byPages) {
-		return nil, fmt.Errorf("trace %s has %d spans by /api/v3/traces and %d by /api/traces", id, len(t), len(byPages))
+	if !maps.Equal(t.shared(), byPages.shared()) {
+		return nil, fmt.Errorf("trace %s is %+v\nby /api/v3/traces, and %+v\nby /api/traces", id, t.shared(), byPages.shared())
 	}
 	return t, nil
 }
 
-// search returns the traces that have a span with the name and the attributes, by
-// the API of the pages.
-func (j jaeger) search(ctx context.Context, service, name string, attributes map[string]string, since time.Time) ([]trace, error) {
+// A sharedSpan is what both APIs tell in the same way.
+type sharedSpan struct {
+	service, name, kind string
+	failed              bool
+}
+
+// shared is what both APIs tell, by span ID.
+func (t trace) shared() map[string]sharedSpan {
+	all := make(map[string]sharedSpan, len(t))
+	for _, s := range t {
+		all[s.SpanID] = sharedSpan{s.Service, s.Name, s.Kind, s.Error}
+	}
+	return all
+}
+
+// search returns the traces that have a span of the consumers with the name, if any is
+// given, and the attributes, by the API of the pages.
+func (j jaeger) search(ctx context.Context, name string, attributes map[string]string, since time.Time) ([]trace, error) {
 	tags, err := json.Marshal(attributes)
 	if err != nil {
 		return nil, err
 	}
 	const most = 200
-	path := fmt.Sprintf("/api/traces?service=%s&operation=%s&tags=%s&start=%d&end=%d&limit=%d", urlEscape(service), urlEscape(name),
+	path := fmt.Sprintf("/api/traces?service=%s&operation=%s&tags=%s&start=%d&end=%d&limit=%d", consumersName, urlEscape(name),
 		urlEscape(string(tags)), since.UnixMicro(), time.Now().Add(time.Minute).UnixMicro(), most)
 	var answer pagesAnswer
 	if err := getJSON(ctx, j.url+path, &answer); err != nil {

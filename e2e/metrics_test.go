@@ -34,23 +34,27 @@ func countsAgree(ctx context.Context) error {
 	if err := getJSON(ctx, sys.url(serviceEmitter)+"/orders", &sold); err != nil {
 		return err
 	}
+	// What was never counted has no series, and is 0.
+	sum := func(metric, labels string) string { return fmt.Sprintf("sum(%s{%s}) or vector(0)", metric, labels) }
 	by := fmt.Sprintf("job=%q,messaging_consumer_group_name=%q", consumersName, auditor)
 	settlements := func(kinds string) string {
-		return fmt.Sprintf("sum(mono_settlements_total{%s,settlement=~%q,outcome=\"ok\"})", by, kinds)
+		return sum("mono_settlements_total", fmt.Sprintf("%s,settlement=~%q,outcome=\"ok\"", by, kinds))
 	}
+	// This one has to be there.
+	failed := fmt.Sprintf("sum(mono_settlements_total{%s}) - sum(mono_settlements_total{%[1]s,outcome=\"ok\"})", by)
 	return errors.Join(
 		same(ctx, "acks", settlements("ack"), l.Acked),
 		same(ctx, "naks", settlements("nak|nak_delay"), l.Nacked),
 		same(ctx, "terms", settlements("term"), l.GivenUp),
-		same(ctx, "settlements that failed", fmt.Sprintf("sum(mono_settlements_total{%s,outcome=\"error\"})", by), 0),
-		same(ctx, "redeliveries", fmt.Sprintf("sum(mono_redeliveries_total{%s})", by), l.Nacked),
-		same(ctx, "deliveries", fmt.Sprintf("sum(messaging_client_consumed_messages_total{%s})", by), l.Acked+l.Nacked+l.GivenUp),
-		same(ctx, "dead letters", fmt.Sprintf("sum(mono_dead_letters_captured_total{%s})", by), l.GivenUp-l.FailedAgain),
-		same(ctx, "replays that were handled", fmt.Sprintf("sum(mono_dead_letters_replayed_total{%s,outcome=\"resolved\"})", by), l.Resolved),
-		same(ctx, "replays that failed again", fmt.Sprintf("sum(mono_dead_letters_replayed_total{%s,outcome=\"failed_again\"})", by), l.FailedAgain),
-		same(ctx, "confirmations", fmt.Sprintf("sum(messaging_client_consumed_messages_total{job=%q,messaging_consumer_group_name=\"notification\"})",
-			consumersName), l.Confirmed),
-		same(ctx, "orders", fmt.Sprintf("sum(messaging_client_sent_messages_total{job=%q,error_type=\"\"})", emitterName), sold.Orders+sold.Garbage),
+		same(ctx, "settlements that failed", failed, 0),
+		same(ctx, "redeliveries", sum("mono_redeliveries_total", by), l.Nacked),
+		same(ctx, "deliveries", sum("messaging_client_consumed_messages_total", by), l.Acked+l.Nacked+l.GivenUp),
+		same(ctx, "dead letters", sum("mono_dead_letters_captured_total", by), l.GivenUp-l.FailedAgain),
+		same(ctx, "replays that were handled", sum("mono_dead_letters_replayed_total", by+`,outcome="resolved"`), l.Resolved),
+		same(ctx, "replays that failed again", sum("mono_dead_letters_replayed_total", by+`,outcome="failed_again"`), l.FailedAgain),
+		same(ctx, "confirmations", sum("messaging_client_consumed_messages_total",
+			fmt.Sprintf(`job=%q,messaging_consumer_group_name="notification"`, consumersName)), l.Confirmed),
+		same(ctx, "orders", sum("messaging_client_sent_messages_total", fmt.Sprintf(`job=%q,error_type=""`, emitterName)), sold.Orders+sold.Garbage),
 	)
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,11 +19,11 @@ import (
 // processes is the stack as local processes: the binaries that `make images` builds
 // for the images, with the demo's configuration, on ports of loopback.
 type processes struct {
-	dir      string
+	dir      string              // of all that this run makes
+	binaries map[string]string   // of what is not of this checkout
 	programs map[string]*program // by service
 	addr     map[string]string   // by what the configuration calls them
 	env      []string            // of the services and of the command monotel
-	bin      string              // where orders and monotel are
 
 	mu sync.Mutex
 }
@@ -45,58 +46,65 @@ var hosts = []string{
 	"emitter:8080", "consumers:8080",
 }
 
-func newProcesses(ctx context.Context, work string) (*processes, error) {
+func newProcesses(work string) (*processes, error) {
 	binaries, err := readEnv(filepath.Join(root(), "e2e", "images", "out", "binaries.env"))
 	if err != nil {
-		return nil, fmt.Errorf("%w; 'make binaries' builds what is needed", err)
+		return nil, fmt.Errorf("%w; %s", err, buildBinaries)
 	}
-	ports, err := freePorts(len(hosts))
+	return &processes{dir: work, binaries: binaries, addr: make(map[string]string), programs: make(map[string]*program)}, nil
+}
+
+const buildBinaries = "'make images E2E_RUNTIME=process' builds what is needed"
+
+// prepare says how each program is started.
+func (p *processes) prepare(ctx context.Context) error {
+	if err := buildPrograms(ctx, p.dir, runtime.GOOS); err != nil {
+		return err
+	}
+	ports, err := freePorts(len(hosts)) // only now: they are taken at once
 	if err != nil {
-		return nil, err
+		return err
 	}
-	p := &processes{dir: work, addr: make(map[string]string), bin: work}
 	for i, h := range hosts {
 		p.addr[h] = "127.0.0.1:" + strconv.Itoa(ports[i])
-	}
-	if err := buildPrograms(ctx, work, nil); err != nil {
-		return nil, err
 	}
 	configs := map[string]string{}
 	for name, file := range map[string]string{
 		"nats.conf": "deploy/nats.conf", "jaeger.yml": "deploy/jaeger.yml", "prometheus.yml": "deploy/prometheus.yml",
 	} {
 		if configs[name], err = p.config(name, filepath.Join(root(), file)); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	const password = "of-this-run-only"
 	nats := "nats://" + p.addr["nats:4222"]
 	user := []string{"NATS_USER=orders", "NATS_PASSWORD=" + password}
-	otel := []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + p.addr["jaeger:4318"], "OTEL_BSP_SCHEDULE_DELAY=1000"}
+	otel := []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + p.addr["jaeger:4318"], "OTEL_BSP_SCHEDULE_DELAY=1000", exportTimeout}
 	p.env = append(append([]string{"NATS_URL=" + nats}, user...), otel...)
 	p.programs = map[string]*program{
-		serviceNATS: {path: binaries["NATS_SERVER_BIN"], args: []string{"-c", configs["nats.conf"]}, env: user},
+		serviceNATS: {path: p.binaries["NATS_SERVER_BIN"], args: []string{"-c", configs["nats.conf"]}, env: user},
 		serviceJaeger: {
-			path: binaries["JAEGER_BIN"], args: []string{"--config", configs["jaeger.yml"]}, env: []string{"JAEGER_LISTEN_HOST=127.0.0.1"},
+			path: p.binaries["JAEGER_BIN"], args: []string{"--config", configs["jaeger.yml"]},
+			env: []string{"JAEGER_LISTEN_HOST=127.0.0.1"},
 		},
-		servicePrometheus: {path: binaries["PROMETHEUS_BIN"], args: []string{
-			"--config.file=" + configs["prometheus.yml"], "--storage.tsdb.path=" + filepath.Join(work, "prometheus"),
+		servicePrometheus: {path: p.binaries["PROMETHEUS_BIN"], args: []string{
+			"--config.file=" + configs["prometheus.yml"], "--storage.tsdb.path=" + filepath.Join(p.dir, "prometheus"),
 			"--web.listen-address=" + p.addr["prometheus:9090"], "--enable-feature=exemplar-storage",
 		}},
 		serviceEmitter: {
-			path: filepath.Join(work, "orders"), args: []string{"-role", "emitter", "-http", p.addr["emitter:8080"]}, env: p.env,
+			path: filepath.Join(p.dir, "orders"), args: []string{"-role", "emitter", "-http", p.addr["emitter:8080"]}, env: p.env,
 		},
 		serviceConsumers: {
-			path: filepath.Join(work, "orders"), args: []string{"-role", "consumers", "-http", p.addr["consumers:8080"]}, env: p.env,
+			path: filepath.Join(p.dir, "orders"), args: []string{"-role", "consumers", "-http", p.addr["consumers:8080"]}, env: p.env,
 		},
 	}
 	for name, prog := range p.programs {
 		if prog.path == "" {
-			return nil, fmt.Errorf("e2e/images/out/binaries.env does not name the program of %s; 'make binaries' builds it", name)
+			return fmt.Errorf("e2e/images/out/binaries.env does not name the program of %s; %s", name, buildBinaries)
 		}
-		prog.log = filepath.Join(work, name+".log")
+		prog.log = filepath.Join(p.dir, name+".log")
 	}
-	return p, nil
+	return nil
 }
 
 // config copies a configuration file of the demo, with the addresses that this run
@@ -131,6 +139,9 @@ func (p *processes) config(name, file string) (string, error) {
 }
 
 func (p *processes) up(ctx context.Context) error {
+	if err := p.prepare(ctx); err != nil {
+		return err
+	}
 	for _, s := range services {
 		if err := p.start(ctx, s); err != nil {
 			return err
@@ -138,8 +149,7 @@ func (p *processes) up(ctx context.Context) error {
 		if s != serviceNATS {
 			continue
 		}
-		health := "http://" + p.addr["nats:8222"] + "/healthz"
-		if err := poll(ctx, func(ctx context.Context) error { return getJSON(ctx, health, nil) }); err != nil {
+		if err := poll(ctx, func(ctx context.Context) error { return p.monitor(ctx, "/healthz", nil) }); err != nil {
 			return fmt.Errorf("wait for the NATS server: %w", err)
 		}
 	}
@@ -162,14 +172,23 @@ func (p *processes) start(_ context.Context, service string) error {
 	cmd := exec.Command(prog.path, prog.args...) //nolint:gosec,noctx // the test ends it by itself, in an orderly way
 	cmd.Env = append(os.Environ(), prog.env...)
 	cmd.Stdout, cmd.Stderr = out, out
-	if err := cmd.Start(); err != nil {
+	cmd.SysProcAttr = diesWithParent()
+	started, ended := make(chan error, 1), make(chan struct{})
+	go func() {
+		// What Linux calls the parent is this thread: it stays as long as its child.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait() // how it has ended is in its log
+			close(ended)
+		}
+	}()
+	if err := <-started; err != nil {
 		return err
 	}
-	prog.cmd, prog.ended = cmd, make(chan struct{})
-	go func(ended chan struct{}) {
-		defer close(ended)
-		_ = cmd.Wait() // how it has ended is in its log
-	}(prog.ended)
+	prog.cmd, prog.ended = cmd, ended
 	return nil
 }
 
@@ -185,7 +204,7 @@ func (p *processes) end(ctx context.Context, service string, how syscall.Signal)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	prog := p.programs[service]
-	if prog.cmd == nil {
+	if prog == nil || prog.cmd == nil { // perhaps never started
 		return nil
 	}
 	_ = prog.cmd.Process.Signal(how) // or it has ended by itself
@@ -211,8 +230,12 @@ func (p *processes) url(service string) string {
 	return "http://" + p.addr[service+":"+ports[service]]
 }
 
+func (p *processes) monitor(ctx context.Context, page string, into any) error {
+	return getJSON(ctx, p.url(serviceNATS)+page, into)
+}
+
 func (p *processes) monotel(ctx context.Context, args ...string) (stdout, stderr string, err error) {
-	return output(ctx, p.env, filepath.Join(p.bin, "monotel"), args...)
+	return output(ctx, p.env, filepath.Join(p.dir, "monotel"), args...)
 }
 
 func (p *processes) logs(_ context.Context, dir string) error {
@@ -234,9 +257,10 @@ func (p *processes) down(ctx context.Context) error {
 }
 
 // buildPrograms builds the shop and the command monotel as they are in this checkout.
-func buildPrograms(ctx context.Context, dir string, env []string) error {
-	_, _, err := output(ctx, env, "go", "-C", root(), "build", "-trimpath", "-ldflags=-s -w", "-o", dir+string(filepath.Separator),
-		"./examples/orders", "./cmd/monotel")
+func buildPrograms(ctx context.Context, dir, system string) error {
+	env := []string{"CGO_ENABLED=0", "GOOS=" + system}
+	_, _, err := output(ctx, env, "go", "-C", root(), "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w",
+		"-o", dir+string(filepath.Separator), "./examples/orders", "./cmd/monotel")
 	return err
 }
 

@@ -57,16 +57,14 @@ func (p prometheus) query(ctx context.Context, q string) ([]sample, error) {
 	return samples, nil
 }
 
-// value asks for a vector of at most one; none is 0.
+// value asks for a vector of one.
 func (p prometheus) value(ctx context.Context, q string) (float64, error) {
 	samples, err := p.query(ctx, q)
 	switch {
 	case err != nil:
 		return 0, err
-	case len(samples) > 1:
+	case len(samples) != 1:
 		return 0, fmt.Errorf("%s: %d series, want one: %v", q, len(samples), samples)
-	case len(samples) == 0:
-		return 0, nil
 	}
 	return samples[0].value, nil
 }

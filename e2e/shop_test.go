@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -104,6 +105,28 @@ func askLedger(ctx context.Context) (l ledger, err error) {
 	return l, err
 }
 
+// unwritten returns those of some orders that the consumers have not written since they
+// were started.
+func unwritten(ctx context.Context, ids []string) ([]string, error) {
+	var answer struct {
+		Missing []string `json:"missing"`
+	}
+	err := postJSON(ctx, sys.url(serviceConsumers)+"/ledger/written", map[string][]string{"order_ids": ids}, &answer)
+	return answer.Missing, err
+}
+
+// awaitWritten waits until all of some orders are written.
+func awaitWritten(t *testing.T, ids []string) {
+	t.Helper()
+	until(t, "every order is written", func(ctx context.Context) error {
+		missing, err := unwritten(ctx, ids)
+		if err == nil && len(missing) > 0 {
+			err = fmt.Errorf("%d of %d are not, one is %s", len(missing), len(ids), missing[0])
+		}
+		return err
+	})
+}
+
 // setLedger breaks or repairs the ledger: flaky, busy, closed or repaired.
 func setLedger(t *testing.T, mode string) {
 	t.Helper()
@@ -127,11 +150,14 @@ type entry struct {
 	Reason   string `json:"reason"`
 	Consumer string `json:"consumer"`
 	Sequence uint64 `json:"stream_sequence"`
+	Payload  struct {
+		OrderID string `json:"order_id"`
+	} `json:"payload"`
 }
 
 // listDead lists the dead letters of a customer's orders.
 func listDead(ctx context.Context, customer string) ([]entry, error) {
-	out, _, err := sys.monotel(ctx, "dlq", "ls", "--limit", "0", "--state", "all", "--output", "ndjson",
+	out, _, err := sys.monotel(ctx, "dlq", "ls", "--limit", "0", "--state", "all", "--payload", "--output", "ndjson",
 		"--where", fmt.Sprintf("payload.customer_id == %q", customer))
 	if err != nil {
 		return nil, err
@@ -238,13 +264,16 @@ func (s span) has(want map[string]string) error {
 	return errors.Join(errs...)
 }
 
-func (s span) linksTo(other span) bool {
-	for _, l := range s.Links {
-		if l.TraceID == other.TraceID && l.SpanID == other.SpanID {
-			return true
+func (s span) link() link { return link{s.TraceID, s.SpanID} }
+
+// linksTo reports whether s has links to just the others.
+func (s span) linksTo(others ...span) bool {
+	for _, o := range others {
+		if !slices.Contains(s.Links, o.link()) {
+			return false
 		}
 	}
-	return false
+	return len(s.Links) == len(others)
 }
 
 // fresh makes a customer's name that no other test has used, also not in a run

@@ -32,7 +32,8 @@ var services = []string{serviceNATS, serviceJaeger, servicePrometheus, serviceEm
 
 // A stack is the running demo.
 type stack interface {
-	// up starts every service, and returns when they are.
+	// up builds what is of this checkout, starts every service, and returns when they
+	// are healthy, as far as the runtime knows.
 	up(ctx context.Context) error
 	// stop ends a service in an orderly way, kill does not, start starts it again.
 	stop(ctx context.Context, service string) error
@@ -40,6 +41,8 @@ type stack interface {
 	start(ctx context.Context, service string) error
 	// url is where a service answers HTTP on this machine.
 	url(service string) string
+	// monitor reads a page of the NATS server's monitoring, whose port is not published.
+	monitor(ctx context.Context, page string, into any) error
 	// monotel runs the command and returns what it prints, and what it reports.
 	monotel(ctx context.Context, args ...string) (stdout, stderr string, err error)
 	// logs writes a file for each service.
@@ -47,6 +50,9 @@ type stack interface {
 	// down removes everything, volumes too.
 	down(ctx context.Context) error
 }
+
+// exportTimeout, in ms, is how soon spans count as lost that Jaeger does not take.
+const exportTimeout = "OTEL_BSP_EXPORT_TIMEOUT=3000"
 
 // Runtimes, in E2E_RUNTIME.
 const (

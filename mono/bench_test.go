@@ -195,6 +195,20 @@ func BenchmarkDurablePublishAsync(b *testing.B) {
 	})
 }
 
+// impl=monotel of BenchmarkDurablePublishAsync with telemetry; its impl=raw is what
+// to compare with.
+func BenchmarkTelemetryDurablePublishAsync(b *testing.B) {
+	benchTelemetry(b, func(b *testing.B, opts ...mono.Option) {
+		b.Helper()
+		app, stop := perfStartApp(b, perfServer(b), nil, opts...)
+		b.Cleanup(stop)
+		js := perfJetStream(b, app.Conn())
+		publish, wait := perfMonotelAsync(b.Context(), app.bus)
+		perfToTheEnd(b, publish, wait)
+		perfStored(b, js, b.N)
+	})
+}
+
 // A backlog is read by a new durable consumer that acks each message by itself.
 // What is measured runs from the first ack to the last.
 func BenchmarkConsumeAck(b *testing.B) {

@@ -1,6 +1,7 @@
 package mono
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,48 +21,84 @@ import (
 // A PubAckFuture is the outcome of an asynchronous durable publish. Its methods
 // are safe for concurrent use.
 type PubAckFuture struct {
-	done chan struct{}
-	ack  *PubAck
-	err  error
+	mu    sync.Mutex
+	known bool // the outcome is
+	ack   PubAck
+	err   error
+	done  chan struct{} // made for who asks for it
 
 	// Guarded by asyncPublisher.mu, until it is taken.
-	msg      *nats.Msg // nil once done
-	sent     time.Time
-	retries  int
-	token    uint64
-	injected bool              // msg has our trace context
-	header   Header            // without it
-	op       messaging.Publish // ends with the publish
+	msg     asyncMsg // empty once done
+	sent    time.Time
+	retries int
+	token   uint64
+	op      messaging.Publish // ends with the publish
+}
+
+// An asyncMsg is what may have to be sent again.
+type asyncMsg struct {
+	subject  string
+	data     []byte
+	header   Header // to send
+	injected bool   // it has our trace context
+	own      Header // without it
 }
 
 // Done returns a channel that is closed when the outcome is known.
-func (f *PubAckFuture) Done() <-chan struct{} { return f.done }
+func (f *PubAckFuture) Done() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.done == nil {
+		f.done = make(chan struct{})
+		if f.known {
+			close(f.done)
+		}
+	}
+	return f.done
+}
 
 // Wait waits for the outcome: the acknowledgement, or an error as of
 // PublishStream, or [ErrDisconnected], [ErrAckTimeout], [ErrStopped], or the
 // cause of ctx's end, which leaves the publish going on.
 func (f *PubAckFuture) Wait(ctx context.Context) (*PubAck, error) {
-	select {
-	case <-f.done:
-		return f.ack, f.err
-	default:
+	if known, ack, err := f.outcome(); known {
+		return ack, err
 	}
 	select {
-	case <-f.done:
-		return f.ack, f.err
+	case <-f.Done():
+		_, ack, err := f.outcome()
+		return ack, err
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
 }
 
+func (f *PubAckFuture) outcome() (known bool, ack *PubAck, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.known && f.err == nil {
+		ack = &f.ack
+	}
+	return f.known, ack, f.err
+}
+
+func (f *PubAckFuture) settle(ack jetstream.PubAck, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ack.ack, f.err, f.known = ack, err, true
+	if f.done != nil {
+		close(f.done)
+	}
+}
+
 const (
-	asyncAckTimeout   = 30 * time.Second
-	asyncSweep        = time.Second
-	asyncRetries      = 2 // of a publish that found no stream, as nats.go does
-	asyncRetryWait    = 250 * time.Millisecond
-	asyncSlotBits     = 16 // of a token; maxPublishWindow fits
-	asyncTokenBase    = 36
-	asyncMaxTokenSize = 13 // digits of a uint64 in that base
+	asyncAckTimeout = 30 * time.Second
+	asyncSweep      = time.Second
+	asyncRetries    = 2 // of a publish that found no stream, as nats.go does
+	asyncRetryWait  = 250 * time.Millisecond
+	asyncSlotBits   = 16 // of a token; maxPublishWindow fits
+	asyncTokenBase  = 36
+	maxSafeDigits   = 19 // of a decimal number that is surely a uint64
 )
 
 // asyncPublisher sends durable publishes without waiting for each. nats.go's
@@ -73,29 +110,27 @@ type asyncPublisher struct {
 	r       *run
 	prefix  string
 	sub     *nats.Subscription
-	window  chan struct{} // a place for each publish in flight
+	free    chan int // slots: the window, less what is in flight
 	stopped chan struct{}
 	sweeper sync.WaitGroup
 	limiter logLimiter
+	stream  string // that acknowledged last; receive's
 
 	mu      sync.Mutex
 	pending []*PubAckFuture // by slot
-	free    []int           // slots
 	count   uint64
-	idle    chan struct{} // closed when nothing is pending, once somebody waits
-	inUse   int
+	idle    chan struct{} // closed when nothing is in flight, once somebody waits
 }
 
 func newAsyncPublisher(r *run, window int) *asyncPublisher {
 	p := &asyncPublisher{
 		r:       r,
-		window:  make(chan struct{}, window),
+		free:    make(chan int, window),
 		stopped: make(chan struct{}),
 		pending: make([]*PubAckFuture, window),
-		free:    make([]int, window),
 	}
-	for i := range p.free {
-		p.free[i] = window - 1 - i
+	for slot := range window {
+		p.free <- slot
 	}
 	return p
 }
@@ -117,26 +152,26 @@ func (p *asyncPublisher) start() error {
 // publish sends a message and returns its future, which then has op; with an error
 // op stays the caller's, unless the future has ended it.
 func (p *asyncPublisher) publish(ctx context.Context, msg *Msg, op *messaging.Publish) (*PubAckFuture, error) {
-	if err := p.enter(ctx, msg.Subject); err != nil {
+	slot, err := p.enter(ctx, msg.Subject)
+	if err != nil {
 		return nil, err
 	}
-	nm := &nats.Msg{Subject: msg.Subject, Data: msg.Data}
-	f := &PubAckFuture{done: make(chan struct{}), msg: nm, header: msg.Header, sent: time.Now()}
-	nm.Header, f.injected = op.Inject(msg.Subject, msg.Header, len(msg.Data), false)
+	f := &PubAckFuture{
+		msg:  asyncMsg{subject: msg.Subject, data: msg.Data, own: msg.Header},
+		sent: time.Now(),
+	}
+	f.msg.header, f.msg.injected = op.Inject(msg.Subject, msg.Header, len(msg.Data), false)
 	op.Pending()
 	f.op, *op = *op, messaging.Publish{}
+	nm := nats.Msg{Subject: msg.Subject, Header: f.msg.header, Data: msg.Data}
 	p.mu.Lock()
-	slot := p.free[len(p.free)-1]
-	p.free = p.free[:len(p.free)-1]
 	p.count++
 	f.token = p.count<<asyncSlotBits | uint64(slot) //nolint:gosec // a slot is small and not negative
+	nm.Reply = p.reply(f.token)
 	p.pending[slot] = f
-	p.inUse++
 	p.mu.Unlock()
 
-	buf := append(make([]byte, 0, len(p.prefix)+asyncMaxTokenSize), p.prefix...)
-	nm.Reply = string(strconv.AppendUint(buf, f.token, asyncTokenBase))
-	if err := p.r.nc.PublishMsg(nm); err != nil {
+	if err := p.r.nc.PublishMsg(&nm); err != nil {
 		err = p.r.publishError(nm.Subject, len(nm.Data), err)
 		p.mu.Lock()
 		taken := p.take(f)
@@ -144,7 +179,7 @@ func (p *asyncPublisher) publish(ctx context.Context, msg *Msg, op *messaging.Pu
 		if taken {
 			f.op.Cancel()
 			*op, f.op = f.op, messaging.Publish{}
-			p.finish(f, nil, err)
+			p.finish(f, jetstream.PubAck{}, err)
 		}
 		return nil, err
 	}
@@ -152,21 +187,26 @@ func (p *asyncPublisher) publish(ctx context.Context, msg *Msg, op *messaging.Pu
 }
 
 // enter waits for a place in the window.
-func (p *asyncPublisher) enter(ctx context.Context, subject string) error {
+func (p *asyncPublisher) enter(ctx context.Context, subject string) (slot int, err error) {
 	select {
-	case p.window <- struct{}{}:
-		return nil
+	case slot = <-p.free:
+		return slot, nil
 	default:
 	}
 	select {
-	case p.window <- struct{}{}:
-		return nil
+	case slot = <-p.free:
+		return slot, nil
 	case <-ctx.Done():
-		return fmt.Errorf("publish on %q: %d publishes wait for their acknowledgement: %w",
-			subject, cap(p.window), context.Cause(ctx))
+		return 0, fmt.Errorf("publish on %q: %d publishes wait for their acknowledgement: %w",
+			subject, cap(p.free), context.Cause(ctx))
 	case <-p.stopped:
-		return fmt.Errorf("publish on %q: %w", subject, ErrStopped)
+		return 0, fmt.Errorf("publish on %q: %w", subject, ErrStopped)
 	}
+}
+
+func (p *asyncPublisher) reply(token uint64) string {
+	var buf [64]byte // else append makes a larger one
+	return string(strconv.AppendUint(append(buf[:0], p.prefix...), token, asyncTokenBase))
 }
 
 // receive takes the server's answers.
@@ -175,7 +215,10 @@ func (p *asyncPublisher) receive(m *nats.Msg) {
 	if err != nil {
 		return
 	}
-	ack, err := decodePubAck(m)
+	ack, err := decodePubAck(m, p.stream)
+	if err == nil {
+		p.stream = ack.Stream
+	}
 	p.mu.Lock()
 	f := p.find(token)
 	if f == nil {
@@ -189,15 +232,15 @@ func (p *asyncPublisher) receive(m *nats.Msg) {
 		time.AfterFunc(asyncRetryWait, func() { p.resend(token) })
 		return
 	}
-	if f.injected && isTooLarge(err) { // perhaps by the trace context
-		f.injected, f.msg.Header = false, f.header
+	if f.msg.injected && isTooLarge(err) { // perhaps by the trace context
+		f.msg.injected, f.msg.header = false, f.msg.own
 		f.op.Drop()
 		p.mu.Unlock()
 		p.resend(token)
 		return
 	}
 	if err != nil {
-		err = p.r.publishError(f.msg.Subject, len(f.msg.Data), err)
+		err = p.r.publishError(f.msg.subject, len(f.msg.data), err)
 	}
 	p.take(f)
 	p.mu.Unlock()
@@ -205,25 +248,66 @@ func (p *asyncPublisher) receive(m *nats.Msg) {
 	p.report(err)
 }
 
-// decodePubAck reads the answer to a durable publish.
-func decodePubAck(m *nats.Msg) (*PubAck, error) {
+// decodePubAck reads the answer to a durable publish. Most come from the stream that
+// acknowledged last, whose name needs no other string.
+func decodePubAck(m *nats.Msg, last string) (jetstream.PubAck, error) {
 	if len(m.Data) == 0 && m.Header.Get("Status") == "503" {
-		return nil, jetstream.ErrNoStreamResponse
+		return jetstream.PubAck{}, jetstream.ErrNoStreamResponse
+	}
+	if ack, ok := scanPubAck(m.Data, last); ok {
+		return ack, nil
 	}
 	var answer struct {
 		jetstream.PubAck
 		Error *jetstream.APIError `json:"error"`
 	}
 	if err := json.Unmarshal(m.Data, &answer); err != nil {
-		return nil, jetstream.ErrInvalidJSAck
+		return jetstream.PubAck{}, jetstream.ErrInvalidJSAck
 	}
 	if answer.Error != nil {
-		return nil, answer.Error
+		return jetstream.PubAck{}, answer.Error
 	}
 	if answer.Stream == "" {
-		return nil, jetstream.ErrInvalidJSAck
+		return jetstream.PubAck{}, jetstream.ErrInvalidJSAck
 	}
-	return &PubAck{answer.PubAck}, nil
+	return answer.PubAck, nil
+}
+
+// scanPubAck reads the acknowledgement that servers write for a message that is
+// stored, {"stream":"ORDERS","seq":17}, which encoding/json takes many times as
+// long for. Everything else is not ok, and for encoding/json.
+func scanPubAck(data []byte, last string) (ack jetstream.PubAck, ok bool) {
+	rest, ok := bytes.CutPrefix(data, []byte(`{"stream":"`))
+	if !ok {
+		return ack, false
+	}
+	end := bytes.IndexByte(rest, '"')
+	if end < 1 {
+		return ack, false
+	}
+	name := rest[:end]
+	for _, c := range name {
+		if c < ' ' || c == '\\' || c > '~' {
+			return ack, false
+		}
+	}
+	if rest, ok = bytes.CutPrefix(rest[end:], []byte(`","seq":`)); !ok {
+		return ack, false
+	}
+	digits, ok := bytes.CutSuffix(rest, []byte("}"))
+	if !ok || len(digits) == 0 || digits[0] == '0' || len(digits) > maxSafeDigits {
+		return ack, false
+	}
+	for _, c := range digits {
+		if c < '0' || c > '9' {
+			return ack, false
+		}
+		ack.Sequence = ack.Sequence*10 + uint64(c-'0')
+	}
+	if ack.Stream = last; string(name) != last {
+		ack.Stream = string(name)
+	}
+	return ack, true
 }
 
 // find returns the future that waits for token, or nil. p.mu is held.
@@ -245,14 +329,16 @@ func (p *asyncPublisher) resend(token uint64) {
 		p.mu.Unlock()
 		return
 	}
-	err := p.r.nc.PublishMsg(f.msg)
+	err := p.r.nc.PublishMsg(&nats.Msg{
+		Subject: f.msg.subject, Reply: p.reply(token), Header: f.msg.header, Data: f.msg.data,
+	})
 	if err != nil {
-		err = p.r.publishError(f.msg.Subject, len(f.msg.Data), err)
+		err = p.r.publishError(f.msg.subject, len(f.msg.data), err)
 		p.take(f)
 	}
 	p.mu.Unlock()
 	if err != nil {
-		p.finish(f, nil, err)
+		p.finish(f, jetstream.PubAck{}, err)
 	}
 }
 
@@ -269,23 +355,24 @@ func (p *asyncPublisher) take(f *PubAckFuture) bool {
 
 // finish makes the outcome known, of a future that was taken, and frees its
 // place. p.mu is not held: the user's span processors run here.
-func (p *asyncPublisher) finish(f *PubAckFuture, ack *PubAck, err error) {
+func (p *asyncPublisher) finish(f *PubAckFuture, ack jetstream.PubAck, err error) {
 	op := f.op
-	f.ack, f.err, f.msg, f.header, f.op = ack, err, nil, nil, messaging.Publish{}
-	close(f.done)
-	if ack != nil {
-		op.Stored(ack.Stream(), ack.Sequence(), ack.Duplicate())
+	f.msg, f.op = asyncMsg{}, messaging.Publish{}
+	f.settle(ack, err)
+	if err == nil {
+		op.Stored(ack.Stream, ack.Sequence, ack.Duplicate)
 	}
 	op.End(err)
+	p.free <- int(f.token & (1<<asyncSlotBits - 1))
+	if len(p.free) < cap(p.free) {
+		return
+	}
 	p.mu.Lock()
-	p.free = append(p.free, int(f.token&(1<<asyncSlotBits-1)))
-	p.inUse--
-	if p.inUse == 0 && p.idle != nil {
+	if p.idle != nil {
 		close(p.idle)
 		p.idle = nil
 	}
 	p.mu.Unlock()
-	<-p.window
 }
 
 // failAll ends what was sent and not answered, with the reason.
@@ -301,8 +388,8 @@ func (p *asyncPublisher) failAll(reason error, sentBefore time.Time) {
 	var last error
 	for _, f := range failed {
 		last = fmt.Errorf("publish %d bytes on %q: %w: it may be stored or not; "+
-			"publish it again with the same Nats-Msg-Id header", len(f.msg.Data), f.msg.Subject, reason)
-		p.finish(f, nil, last)
+			"publish it again with the same Nats-Msg-Id header", len(f.msg.data), f.msg.subject, reason)
+		p.finish(f, jetstream.PubAck{}, last)
 	}
 	p.report(last)
 }
@@ -333,21 +420,19 @@ func (p *asyncPublisher) report(err error) {
 // drain waits until every publish is answered, or for ctx.
 func (p *asyncPublisher) drain(ctx context.Context) error {
 	p.mu.Lock()
-	n := p.inUse
-	if n == 0 {
-		p.mu.Unlock()
-		return nil
-	}
 	if p.idle == nil {
 		p.idle = make(chan struct{})
 	}
 	idle := p.idle
 	p.mu.Unlock()
+	if len(p.free) == cap(p.free) { // else who ends the last one finds idle
+		return nil
+	}
 	select {
 	case <-idle:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("%d asynchronous publishes are not acknowledged: %w", n, context.Cause(ctx))
+		return fmt.Errorf("%d asynchronous publishes are not acknowledged: %w", cap(p.free)-len(p.free), context.Cause(ctx))
 	}
 }
 

@@ -87,7 +87,7 @@ func (p *puller) init(c *streamConsumer) {
 	p.runDone = make(chan struct{})
 	p.gone = make(chan struct{}, 1)
 	p.retry = make(chan struct{}, 1)
-	p.held = make(map[uint64]*Msg, p.capacity)
+	p.held = make(map[uint64]*Msg) // an idle consumer holds none
 }
 
 func (p *puller) start() error {
@@ -140,17 +140,7 @@ func (p *puller) receive(nm *nats.Msg) {
 	}
 	p.held[seq] = m
 	p.mu.Unlock()
-	select {
-	case p.c.queue <- m: // always has room; a select of two would cost more
-		return
-	default:
-	}
-	select {
-	case p.c.queue <- m:
-	case <-p.c.work.Done():
-		_ = p.c.finish(m, settlement{kind: settleError, err: ErrStopped})
-		p.release([]*Msg{m})
-	}
+	p.c.queue.push(m)
 }
 
 // supersedes reports whether m is to be handled although an earlier delivery,

@@ -191,8 +191,8 @@ func (c StreamConsumerConfig) validate() error {
 type streamConsumer struct {
 	rt     *run
 	info   Consumer
-	cfg    StreamConsumerConfig
-	server ConsumerConfig // what the server is asked for
+	cfg    *StreamConsumerConfig // the registration's
+	server ConsumerConfig        // what the server is asked for
 	retry  RetryPolicy
 	tel    *messaging.Consumer
 	handle HandleFunc
@@ -201,25 +201,23 @@ type streamConsumer struct {
 	created atomic.Pointer[time.Time] // when the stream was made
 	pasts   pasts
 
-	queue       chan *Msg
-	intakeEnded chan struct{}
-	workers     sync.WaitGroup
-	limiter     logLimiter
-	last        atomic.Pointer[delivery] // that something was sent for
+	queue   msgQueue
+	workers sync.WaitGroup
+	limiter logLimiter
+	last    atomic.Pointer[delivery] // that something was sent for
 
 	pull puller
 }
 
 func newStreamConsumer(rt *run, r *streamRegistration, mw []Middleware) *streamConsumer {
 	c := &streamConsumer{
-		rt:          rt,
-		info:        r.info,
-		cfg:         r.cfg,
-		server:      r.serverConfig(),
-		retry:       r.cfg.Retry,
-		tel:         rt.tel.Consumer(messaging.Route{Template: r.info.Event.Subject, Group: r.info.Durable, Stream: r.info.Stream}),
-		work:        messaging.Bare(rt.work),
-		intakeEnded: make(chan struct{}),
+		rt:     rt,
+		info:   r.info,
+		cfg:    &r.cfg,
+		server: r.serverConfig(),
+		retry:  r.cfg.Retry,
+		tel:    rt.tel.Consumer(messaging.Route{Template: r.info.Event.Subject, Group: r.info.Durable, Stream: r.info.Stream}),
+		work:   messaging.Bare(rt.work),
 	}
 	rt.topologyMu.Lock() // a publish may find that a stream is gone, and have it made again
 	created := rt.created[r.info.Stream]
@@ -230,7 +228,7 @@ func newStreamConsumer(rt *run, r *streamRegistration, mw []Middleware) *streamC
 	}
 	c.handle = chainHandle(mw, r.info, HandleFunc(r.handler))
 	c.pull.init(c)
-	c.queue = make(chan *Msg, c.pull.most)
+	c.queue.init()
 	return c
 }
 
@@ -243,42 +241,14 @@ func (c *streamConsumer) runWorker() {
 		}
 	}()
 	batch := make([]*Msg, 0, min(c.cfg.Fetch.BatchSize, c.pull.most))
-	for m := c.next(); m != nil; m = c.next() {
-		batch = append(batch[:0], m)
-	fill:
-		for len(batch) < c.cfg.Fetch.BatchSize {
-			select {
-			case m := <-c.queue:
-				batch = append(batch, m)
-			default:
-				break fill
-			}
+	for {
+		if batch = c.queue.take(batch[:0]); len(batch) == 0 {
+			break
 		}
 		c.handleBatch(batch)
 		clear(batch)
 	}
 	done = true
-}
-
-// next waits for a message. It returns nil when intake has ended and the queue
-// is empty.
-func (c *streamConsumer) next() *Msg {
-	select {
-	case m := <-c.queue:
-		return m
-	default:
-	}
-	select {
-	case m := <-c.queue:
-		return m
-	case <-c.intakeEnded:
-	}
-	select {
-	case m := <-c.queue:
-		return m
-	default:
-		return nil
-	}
 }
 
 // start begins to fetch. Messages wait in the queue until startWorkers.
@@ -295,10 +265,11 @@ func (c *streamConsumer) startWorkers() {
 // c.work.
 func (c *streamConsumer) stop(soft context.Context) {
 	c.pull.stopIntake(soft)
-	close(c.intakeEnded)
+	c.queue.end()
 	c.workers.Wait()
-	for m := c.next(); m != nil; m = c.next() { // there were no workers: the start failed
-		_ = c.finish(m, settlement{kind: settleError, err: ErrStopped})
+	// Something is left if there were no workers: the start failed.
+	for left := c.queue.take(make([]*Msg, 0, 1)); len(left) > 0; left = c.queue.take(left[:0]) {
+		_ = c.finish(left[0], settlement{kind: settleError, err: ErrStopped})
 	}
 	c.pull.stop()
 }

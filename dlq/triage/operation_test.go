@@ -406,9 +406,8 @@ func TestRun_disconnected(t *testing.T) {
 	must(t, err)
 	p := b.plan(t, triage.Selection{}, triage.Options{})
 	run := b.start(t, away, p.ID, nil)
-	for range entries {
-		<-hold.started
-	}
+	<-hold.started
+	b.until(t, p.ID, func(o *triage.Operation) bool { return o.Claimed == entries })
 	line.cut(true)
 	if op := b.run(t, p.ID); op.Resolved != entries {
 		t.Errorf("operation %+v", op)

@@ -287,7 +287,10 @@ func (d *Desk) openTo(ctx context.Context, stream, consumer string) error {
 			has.FilterSubjects, has.FilterSubject = []string{has.FilterSubject}, ""
 		}
 		has.FilterSubjects = append(slices.Clone(has.FilterSubjects), subject)
-		if _, err := s.UpdateConsumer(ctx, has); err != nil {
+		// A server that was restarted answers the first update of a consumer with what it
+		// was before, which looks as if it could not have several. The next look tells.
+		_, err = s.UpdateConsumer(ctx, has)
+		if err != nil && !errors.Is(err, jetstream.ErrConsumerMultipleFilterSubjectsNotSupported) {
 			return fmt.Errorf("open consumer %q of stream %q to replays, by filter %q: %w", consumer, stream, subject, err)
 		}
 	}

@@ -356,3 +356,26 @@ func TestCancel_afterACrash(t *testing.T) {
 		t.Errorf("operation %+v", op)
 	}
 }
+
+// The first update of a consumer after a restart of its server is answered with what
+// the consumer was before. Its replays come all the same.
+func TestRun_restartedServer(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const n = 3
+	b.capture(t, n)
+	b.server.Stop()
+	b.server.Start()
+	b.nc = b.server.Conn()
+	var err error
+	b.js, err = jetstream.New(b.nc)
+	must(t, err)
+	b.store, err = dlq.NewStore(b.nc, b.js, dlq.Config{})
+	must(t, err)
+	b.desk = b.open(t, triage.Config{Actor: "ann@ops"})
+	b.consume(t, billing, nil)
+	p := b.plan(t, triage.Selection{}, triage.Options{})
+	if op := b.run(t, p.ID); op.Resolved != n {
+		t.Errorf("operation %+v", op)
+	}
+}

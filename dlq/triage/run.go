@@ -24,9 +24,12 @@ import (
 )
 
 const (
-	// senders are how many entries are worked on at a time. Each takes a few round
-	// trips.
-	senders = 128
+	// senders are how many work at a time. Each takes what there is to do, up to
+	// together entries, and publishes for all of them before it waits for an answer:
+	// few large writes cost client and server far less than many small ones.
+	senders  = 8
+	together = 64
+	inWork   = senders * together
 
 	// lease is how long a runner that has said nothing counts as alive, heartbeat
 	// how often it says something: then it also writes down how far it has come.
@@ -35,6 +38,9 @@ const (
 	lease       = 3 * time.Second
 	heartbeat   = lease / 6
 	longSilence = time.Minute
+
+	// answerTime is what the server has for an answer to one request.
+	answerTime = 5 * time.Second
 
 	// drainTime is what entries that are being worked on get when the run is to
 	// end, releaseTime what a run that is cancelled has to give entries back.
@@ -45,7 +51,7 @@ const (
 
 	// window is how far senders may be ahead of the first entry that is not done
 	// with.
-	window = 8 * senders
+	window = 4 * inWork
 
 	// mostBytes is how much of payloads is in hand at a time, unless one alone is
 	// larger. Each is there several times over while it is sent.
@@ -260,13 +266,8 @@ func (r *runner) send(work context.Context) {
 		limiter = rate.NewLimiter(rate.Limit(o.Rate), max(int(o.Rate/rateSlack), 1))
 		limiter.AllowN(time.Now(), limiter.Burst()) // it begins empty
 	}
-	type job struct {
-		index int
-		m     *message // its record, or nil
-		size  int      // about what it takes
-	}
 	average := int(r.s.Plan.Bytes / int64(max(r.s.Plan.Selected, 1)))
-	queue := make(chan job)
+	queue := make(chan *job, together)
 	var all sync.WaitGroup
 	r.mu.Lock()
 	from := r.s.Cursor
@@ -274,18 +275,34 @@ func (r *runner) send(work context.Context) {
 	for range min(senders, max(len(r.items)-from, 1)) {
 		all.Go(func() {
 			for j := range queue {
-				r.handle(work, j.index, j.m)
-				r.free(j.size)
+				r.handle(work, take(j, queue))
 			}
 		})
 	}
-	var records map[uint64]*message
-	ahead := from
-	for i := from; i < len(r.items); i++ {
-		if i == ahead {
-			records, ahead = r.readAhead(r.ended, i)
+	// The next records are read while those before are sent.
+	type stretch struct {
+		records map[uint64]*message
+		end     int
+	}
+	stretches := make(chan stretch)
+	all.Go(func() {
+		defer close(stretches)
+		for i := from; i < len(r.items); {
+			records, end := r.readAhead(r.ended, i)
+			select {
+			case stretches <- stretch{records, end}:
+			case <-r.ended.Done():
+				return
+			}
+			i = end
 		}
-		j := job{i, records[r.items[i].sequence], average}
+	})
+	s := stretch{end: from}
+	for i := from; i < len(r.items); i++ {
+		if i == s.end {
+			s = <-stretches // none when it is to end, which the gate knows
+		}
+		j := &job{index: i, m: s.records[r.items[i].sequence], size: average}
 		if j.m != nil {
 			j.size = j.m.payloadSize()
 		}
@@ -299,6 +316,36 @@ func (r *runner) send(work context.Context) {
 	}
 	close(queue)
 	all.Wait()
+}
+
+// A job is an entry that a sender has.
+type job struct {
+	index   int
+	m       *message // its record, or nil
+	size    int      // about what it takes
+	claimed bool     // by this run
+
+	e      *dlq.Entry
+	change dlq.Change
+	publishing
+	end func(error) // of the span
+}
+
+// take adds to a job what else there is to do.
+func take(j *job, queue <-chan *job) []*job {
+	jobs := append(make([]*job, 0, together), j)
+	for len(jobs) < together {
+		select {
+		case j, ok := <-queue:
+			if !ok {
+				return jobs
+			}
+			jobs = append(jobs, j)
+		default:
+			return jobs
+		}
+	}
+	return jobs
 }
 
 // tried is how many entries were taken in hand, in this run and before. r.mu is
@@ -335,14 +382,6 @@ func (r *runner) readAhead(ctx context.Context, i int) (records map[uint64]*mess
 		records[rd.messages[i].sequence] = &rd.messages[i]
 	}
 	return records, next
-}
-
-// free says that an entry is not in hand any more, with so many bytes.
-func (r *runner) free(size int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.bytes -= size
-	r.cond.Broadcast()
 }
 
 // gate waits until another entry, of so many bytes, may be taken in hand. It returns
@@ -567,24 +606,131 @@ func (r *runner) conclude(ctx context.Context, s *stored) error {
 	return err
 }
 
-// handle does what is to be done with one entry, and notes it.
-func (r *runner) handle(ctx context.Context, i int, m *message) {
-	claimed := false
-	why, err := r.replay(ctx, r.items[i], m, func(sequence uint64) {
-		claimed = true
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.inHand--
-		if sequence > r.counted.Upto {
-			r.unseen[sequence] = struct{}{}
+// handle does what is to be done with some entries, and notes it. Most are as they
+// were selected, and are claimed and then sent together. Whatever is different or
+// goes wrong with one is dealt with by itself, with what may have come of the first
+// try in mind.
+func (r *runner) handle(ctx context.Context, jobs []*job) {
+	if r.ended.Err() != nil { // nothing more is to be claimed
+		for _, j := range jobs {
+			r.note(j, "", errStopped)
 		}
-	})
+		return
+	}
+	var alone sync.WaitGroup
+	defer alone.Wait()
+	claims := make([]*job, 0, len(jobs))
+	for _, j := range jobs {
+		if r.isPlain(j) {
+			claims = append(claims, j)
+			continue
+		}
+		alone.Go(func() {
+			why, err := r.replay(ctx, j)
+			r.note(j, why, err)
+		})
+	}
+	for _, j := range claims {
+		j.change = r.claim()
+		j.msg, j.opts = r.d.store.ChangeMessage(j.e, &j.change)
+	}
+	r.d.publish(ctx, claims)
+	sends := make([]*job, 0, len(claims))
+	for _, j := range claims {
+		if j.err == nil {
+			j.change.Sequence = j.ack.Sequence
+			j.e.Apply(&j.change)
+			r.isClaimed(j, j.e.Last)
+			j.msg, j.opts = r.message(j.e, j.e.Record, j.e.Last)
+			j.end = r.trace(ctx, j.e, j.msg)
+			sends = append(sends, j)
+			continue
+		}
+		alone.Go(func() {
+			why, err := r.replay(ctx, j)
+			r.note(j, why, err)
+		})
+	}
+	tried := !r.late()
+	if tried {
+		r.d.publish(ctx, sends)
+	}
+	for _, j := range sends {
+		if tried && j.err == nil {
+			j.end(nil)
+			r.note(j, "", nil)
+			continue
+		}
+		alone.Go(func() { r.note(j, "", r.deliver(ctx, j.e, j.e.Last, j.msg, j.opts, j.end, tried)) })
+	}
+}
+
+// isPlain reports whether an entry is to be sent to its consumer as it was
+// captured, and all of it is in its record. Then it reads that.
+func (r *runner) isPlain(j *job) bool {
+	o, it := &r.s.Plan.Options, r.items[j.index]
+	if j.m == nil || it.last != it.sequence || !o.tracked() || len(o.Patch) > 0 {
+		return false
+	}
+	rec, err := dlq.Decode(j.m.header, j.m.data)
+	if err != nil || rec.Body == dlq.BodyObject || rec.HeadersObject != "" {
+		return false
+	}
+	j.e = dlq.NewEntry(rec, j.m.sequence, nil)
+	return true
+}
+
+// A publishing is a message that is published with others.
+type publishing struct {
+	msg  *nats.Msg
+	opts []jetstream.PublishOpt
+	ack  *jetstream.PubAck
+	err  error
+}
+
+// publish publishes messages, once, and then waits for what comes of them.
+func (d *Desk) publish(ctx context.Context, jobs []*job) {
+	futures := make([]jetstream.PubAckFuture, len(jobs))
+	for i, j := range jobs {
+		if j.err = nats.ErrDisconnected; !d.nc.IsReconnecting() { // else it would be kept, and sent later
+			futures[i], j.err = d.js.PublishMsgAsync(j.msg, j.opts...)
+		}
+	}
+	for i, j := range jobs {
+		if j.err != nil {
+			continue
+		}
+		select {
+		case j.ack = <-futures[i].Ok():
+		case j.err = <-futures[i].Err():
+		case <-ctx.Done():
+			j.err = context.Cause(ctx)
+		}
+	}
+}
+
+// isClaimed notes that this run has claimed an entry, with the sequence of the
+// claim.
+func (r *runner) isClaimed(j *job, sequence uint64) {
+	j.claimed = true
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !claimed {
-		r.inHand--
-		r.cond.Broadcast()
+	r.inHand--
+	if sequence > r.counted.Upto {
+		r.unseen[sequence] = struct{}{}
 	}
+}
+
+// note notes that an entry is done with, and why it was skipped. An error leaves it
+// for the next run.
+func (r *runner) note(j *job, why string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.bytes -= j.size
+	if !j.claimed {
+		r.inHand--
+	}
+	r.cond.Broadcast()
 	if err != nil {
 		if r.failure == nil && !errors.Is(err, errStopped) {
 			r.failure = err
@@ -592,7 +738,7 @@ func (r *runner) handle(ctx context.Context, i int, m *message) {
 		r.endLocked(StatusPaused, err)
 		return
 	}
-	r.done[i] = why
+	r.done[j.index] = why
 	for {
 		why, ok := r.done[r.s.Cursor]
 		if !ok {
@@ -600,9 +746,6 @@ func (r *runner) handle(ctx context.Context, i int, m *message) {
 		}
 		delete(r.done, r.s.Cursor)
 		r.s.Cursor++
-		if r.s.Cursor%senders == 0 {
-			r.cond.Broadcast()
-		}
 		if why != "" {
 			if r.s.Skipped == nil {
 				r.s.Skipped = make(map[string]int)
@@ -613,11 +756,10 @@ func (r *runner) handle(ctx context.Context, i int, m *message) {
 }
 
 // replay claims and sends one entry. why says why it was skipped instead; one that
-// is claimed and cannot be sent is released, which says it. claimed is called with
-// the sequence of the claim, if this call makes one. An error leaves the entry for
-// the next run.
-func (r *runner) replay(ctx context.Context, it item, m *message, claimed func(uint64)) (why string, err error) {
-	e, why, err := r.read(ctx, it, m)
+// is claimed and cannot be sent is released, which says it.
+func (r *runner) replay(ctx context.Context, j *job) (why string, err error) {
+	it, claimed := r.items[j.index], func(sequence uint64) { r.isClaimed(j, sequence) }
+	e, why, err := r.read(ctx, it, j.m)
 	if e == nil {
 		return why, err
 	}
@@ -768,6 +910,12 @@ func (d *Desk) ask(ctx context.Context, stream string, get messageGet) (sequence
 	return 0, fmt.Errorf("look for a message of stream %q: %w", stream, answer.Error)
 }
 
+// claim is the change that claims an entry.
+func (r *runner) claim() dlq.Change {
+	o := &r.s.Plan.Options
+	return dlq.Change{Kind: dlq.ChangeReplaying, Actor: r.d.cfg.Actor, Reason: o.Reason, Operation: r.id, Target: o.Target}
+}
+
 // claimAndSend takes an entry in hand and sends it.
 func (r *runner) claimAndSend(ctx context.Context, e *dlq.Entry, claimed func(uint64)) (why string, err error) {
 	o := &r.s.Plan.Options
@@ -776,9 +924,8 @@ func (r *runner) claimAndSend(ctx context.Context, e *dlq.Entry, claimed func(ui
 			return why, err
 		}
 	}
-	claim := dlq.Change{Kind: dlq.ChangeReplaying, Actor: r.d.cfg.Actor, Reason: o.Reason, Operation: r.id, Target: o.Target}
 	err = r.retry(ctx, func(ctx context.Context) error {
-		return r.d.store.Change(ctx, e, claim, nil)
+		return r.d.store.Change(ctx, e, r.claim(), nil)
 	})
 	switch {
 	case errors.Is(err, dlq.ErrEntryChanged):
@@ -857,14 +1004,20 @@ func (r *runner) sendEntry(ctx context.Context, e *dlq.Entry, claim uint64) erro
 	if err != nil {
 		return err
 	}
-	tracked := r.s.Plan.Options.tracked()
 	msg, opts := r.message(e, current, claim)
-	end := r.trace(ctx, e, msg)
-	first := true
-	err = r.retry(ctx, func(ctx context.Context) error {
+	return r.deliver(ctx, e, claim, msg, opts, r.trace(ctx, e, msg), false)
+}
+
+// deliver publishes what is sent for an entry. tried is that this was tried before
+// and what came of it is not known; end ends its span.
+func (r *runner) deliver(
+	ctx context.Context, e *dlq.Entry, claim uint64, msg *nats.Msg, opts []jetstream.PublishOpt, end func(error), tried bool,
+) error {
+	tracked := r.s.Plan.Options.tracked()
+	err := r.retry(ctx, func(ctx context.Context) error {
 		// The answer to the try before may be lost, and the message handled since, and
 		// gone from its stream: then that would store another.
-		if !first || r.late() {
+		if tried || r.late() {
 			if sent, err := r.sent(ctx, e, claim); sent || err != nil {
 				return err
 			}
@@ -872,8 +1025,8 @@ func (r *runner) sendEntry(ctx context.Context, e *dlq.Entry, claim uint64) erro
 		if r.d.nc.IsReconnecting() {
 			return nats.ErrDisconnected // it would be kept, and sent later, whoever may have done so by then
 		}
-		first = false
-		_, err := r.d.js.PublishMsg(ctx, msg, append(opts, jetstream.WithRetryAttempts(0))...)
+		tried = true
+		_, err := r.d.js.PublishMsg(ctx, msg, opts...)
 		if errors.Is(err, jetstream.ErrNoStreamResponse) {
 			// Its leader may be away. The server that knows the streams says if there is none.
 			if _, nameErr := r.d.js.StreamNameBySubject(ctx, msg.Subject); errors.Is(nameErr, jetstream.ErrStreamNotFound) {
@@ -942,7 +1095,7 @@ const (
 func (r *runner) message(e *dlq.Entry, current *dlq.Record, claim uint64) (*nats.Msg, []jetstream.PublishOpt) {
 	o := &r.s.Plan.Options
 	msg := &nats.Msg{Subject: current.Subject, Data: current.Data, Header: replayHeader(e, current, r.d.cfg.Stream, r.id, claim)}
-	opts := []jetstream.PublishOpt{jetstream.WithMsgID(r.id + "." + e.ID)}
+	opts := []jetstream.PublishOpt{jetstream.WithRetryAttempts(0), jetstream.WithMsgID(r.id + "." + e.ID)}
 	if subject, ok := strings.CutPrefix(o.Target, TargetSubject); ok {
 		msg.Subject = subject
 	}
@@ -993,9 +1146,9 @@ func (r *runner) release(ctx context.Context, e *dlq.Entry, why string) error {
 // server that is away, or a target that is full, is waited for until the
 // operation is to end.
 func (r *runner) retry(ctx context.Context, f func(context.Context) error) error {
-	const first, longest, request = 100 * time.Millisecond, 2 * time.Second, 5 * time.Second
+	const first, longest = 100 * time.Millisecond, 2 * time.Second
 	for wait := first; ; wait = min(2*wait, longest) {
-		try, cancel := context.WithTimeout(ctx, request)
+		try, cancel := context.WithTimeout(ctx, answerTime)
 		err := f(try)
 		cancel()
 		if err == nil || !passes(err) && ctx.Err() == nil {
@@ -1057,7 +1210,7 @@ func each(claims map[string]uint64, f func(subject string, claim uint64) error) 
 	queue := make(chan string)
 	errs := make(chan error, len(claims))
 	var all sync.WaitGroup
-	for range min(senders, len(claims)) {
+	for range min(inWork, len(claims)) {
 		all.Go(func() {
 			for subject := range queue {
 				if err := f(subject, claims[subject]); err != nil {

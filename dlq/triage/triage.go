@@ -131,7 +131,7 @@ type Config struct {
 // with whose prefix all is asked for. Domain and APIPrefix together are an
 // [ErrInvalid], and so is one that cannot be part of a subject.
 func (c Config) JetStream(nc *nats.Conn) (jetstream.JetStream, error) {
-	prefix := strings.TrimSuffix(c.APIPrefix, ".")
+	prefix, timeout := strings.TrimSuffix(c.APIPrefix, "."), jetstream.WithPublishAsyncTimeout(answerTime) // it is never by itself
 	switch {
 	case c.Domain != "" && prefix != "":
 		return nil, fmt.Errorf("%w: a JetStream domain and an API prefix, want one of them", ErrInvalid)
@@ -144,9 +144,9 @@ func (c Config) JetStream(nc *nats.Conn) (jetstream.JetStream, error) {
 		// how to write that: of a domain it leaves out ".API".
 		prefix = "$JS." + c.Domain + ".API"
 	case prefix == "":
-		return jetstream.New(nc)
+		return jetstream.New(nc, timeout)
 	}
-	return jetstream.NewWithAPIPrefix(nc, prefix)
+	return jetstream.NewWithAPIPrefix(nc, prefix, timeout)
 }
 
 // isSubject reports whether s may begin a subject, as nothing may.

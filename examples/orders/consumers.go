@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
@@ -39,6 +40,7 @@ func (*consumers) run(ctx context.Context, _ mono.EventBus) { <-ctx.Done() }
 
 func (c *consumers) routes(mux *http.ServeMux) {
 	mux.HandleFunc("GET /ledger", func(w http.ResponseWriter, _ *http.Request) { c.answer(w) })
+	mux.HandleFunc("POST /ledger/written", c.postWritten)
 	mux.HandleFunc("POST /ledger/repair", func(w http.ResponseWriter, _ *http.Request) {
 		c.ledger.set(repaired)
 		c.answer(w)
@@ -75,6 +77,24 @@ type ledgerReply struct {
 func (c *consumers) answer(w http.ResponseWriter) {
 	m, count := c.ledger.state()
 	answer(w, http.StatusOK, ledgerReply{count, c.books.state(), m})
+}
+
+// A writtenReply is the answer of POST /ledger/written.
+type writtenReply struct {
+	Missing []string `json:"missing"`
+}
+
+// postWritten answers which of some orders, by their IDs, this process has not written.
+func (c *consumers) postWritten(w http.ResponseWriter, r *http.Request) {
+	const most = 1 << 20
+	var asked struct {
+		OrderIDs []string `json:"order_ids"`
+	}
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, most)).Decode(&asked); err != nil {
+		refuse(w, statusOf(err), fmt.Errorf("read the IDs: %w", err))
+		return
+	}
+	answer(w, http.StatusOK, writtenReply{Missing: c.ledger.missing(asked.OrderIDs)})
 }
 
 // settled is how deliveries to the audit were settled.

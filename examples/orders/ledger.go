@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"go.opentelemetry.io/otel/codes"
@@ -84,11 +85,21 @@ func (l *ledger) state() (mode, ledgerCounts) {
 	return l.mode, l.count
 }
 
+// missing returns those of some orders that the ledger does not have, or has forgotten.
+func (l *ledger) missing(ids []string) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.DeleteFunc(append([]string{}, ids...), l.has)
+}
+
+// has reports whether an order is written. l.mu is held.
+func (l *ledger) has(id string) bool { return l.written[id] || l.before[id] }
+
 func (l *ledger) try(order tracking.OrderCreatedEvent) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.count.Attempts++
-	if l.written[order.OrderID] || l.before[order.OrderID] {
+	if l.has(order.OrderID) {
 		return nil // it came twice
 	}
 	l.attempts[order.OrderID]++

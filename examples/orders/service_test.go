@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -289,10 +290,23 @@ func TestServices(t *testing.T) {
 		t.Errorf("the mode is %q", state.Mode)
 	}
 	const burst = 5
+	var carla orderReply
 	for range burst {
-		emitter.order(t, "carla")
+		carla = emitter.order(t, "carla")
 	}
 	half.ledger(t, "the burst given up", func(l ledgerReply) bool { return l.Customers["carla"] == settled{GivenUp: burst} })
+	unwritten := func(ids ...string) []string {
+		asked, err := json.Marshal(map[string][]string{"order_ids": ids})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var reply writtenReply
+		half.ask(t, http.MethodPost, "/ledger/written", string(asked), http.StatusOK, &reply)
+		return reply.Missing
+	}
+	if got := unwritten(first.OrderID, carla.OrderID); !slices.Equal(got, []string{carla.OrderID}) {
+		t.Errorf("%q are not written, want %q alone", got, carla.OrderID)
+	}
 
 	// Failures that end.
 	half.ask(t, http.MethodPost, "/ledger/break?mode=busy", "", http.StatusOK, &state)
@@ -327,6 +341,9 @@ func TestServices(t *testing.T) {
 		t.Errorf("%d are resolved, want %d", op.Resolved, givenUp)
 	}
 	last := half.ledger(t, "them written", func(l ledgerReply) bool { return l.Resolved == givenUp })
+	if got := unwritten(first.OrderID, carla.OrderID); len(got) > 0 {
+		t.Errorf("%q are not written", got)
+	}
 	const orders = 4 + burst
 	if last.Written != orders || last.Acked != orders || last.Attempts-last.Refused != orders || last.Refused != last.Nacked+last.GivenUp {
 		t.Errorf("%d orders do not agree with %+v", orders, last)
@@ -358,6 +375,7 @@ func TestServices(t *testing.T) {
 	// Nobody gets in through a browser.
 	half.ask(t, http.MethodPost, "/ledger/break", "", http.StatusForbidden, nil, "Sec-Fetch-Site", "cross-site")
 	half.ask(t, http.MethodPost, "/ledger/break?mode=gone", "", http.StatusBadRequest, nil)
+	half.ask(t, http.MethodPost, "/ledger/written", `{"order_ids": `, http.StatusBadRequest, nil)
 
 	// Without its server a service is not well, and lives.
 	server.Stop()

@@ -241,7 +241,7 @@ func (c *cli) dlq() *cobra.Command {
 	}{
 		{"Look:", []*cobra.Command{c.groups(), c.ls(), c.show(), c.stats(), c.tail()}},
 		{"Decide:", []*cobra.Command{c.replay(), c.ops(), c.edit(), c.archive(), c.discard(), c.restore()}},
-		{"Keep and check:", []*cobra.Command{c.export(), c.imports(), c.doctor()}},
+		{"Keep and check:", []*cobra.Command{c.export(), c.imports(), c.doctor(), c.capture()}},
 	} {
 		cmd.AddGroup(&cobra.Group{ID: g.title, Title: g.title})
 		for _, sub := range g.commands {

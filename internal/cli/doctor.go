@@ -64,25 +64,89 @@ func (c *cli) doctor() *cobra.Command {
 
 // findings connects for one look. It opens no desk, which ends at the first
 // request that the server refuses: the doctor goes on with the others.
-func (c *cli) findings(ctx context.Context) ([]dlq.Finding, error) {
+func (c *cli) findings(ctx context.Context) (findings []dlq.Finding, err error) {
+	err = c.withStore(ctx, func(store *dlq.Store) error {
+		findings, err = store.Doctor(ctx)
+		return err
+	})
+	return findings, err
+}
+
+func (c *cli) withStore(ctx context.Context, do func(*dlq.Store) error) error {
 	l, err := c.connect()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer l.nc.Close()
 	js, err := l.config.JetStream(l.nc)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	store, err := dlq.NewStore(l.nc, js, dlq.Config{Stream: jetstream.StreamConfig{Name: c.conn.stream}})
 	if err != nil {
-		return nil, usagef("--stream: %w", err)
+		return usagef("--stream: %w", err)
 	}
-	findings, err := store.Doctor(ctx)
+	err = do(store)
 	if ctx.Err() != nil {
-		return findings, err // and not what was refused before
+		return err // and not what was refused before
 	}
-	return findings, l.explain(err)
+	return l.explain(err)
+}
+
+// capture does what the doctor says of zombies.
+func (c *cli) capture() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "capture STREAM CONSUMER",
+		Short: "Make dead letters of what the server does not deliver any more",
+		Long: "Make dead letters of the messages that a work-queue or interest stream keeps and\n" +
+			"the server does not deliver to the consumer any more: they are past its MaxDeliver,\n" +
+			"or were passed over. 'doctor' finds them. Each is stored as a dead letter first and\n" +
+			"then deleted from its stream, unless another consumer still needs it. What may be\n" +
+			"in flight is left alone. It can be interrupted and run again: nothing is captured\n" +
+			"twice. It takes a few seconds, and some milliseconds for each message.",
+		Example: "  monotel dlq doctor\n  monotel dlq capture BILLING billing_orders --yes",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 2 { //nolint:mnd // a stream and a consumer
+				return nil
+			}
+			return fmt.Errorf("want a stream and a consumer, not %s; 'monotel dlq doctor' says which", plural(len(args), "argument"))
+		},
+	}
+	yes := cmd.Flags().BoolP("yes", "y", false, "do not ask")
+	cmd.RunE = c.runs(func(ctx context.Context, args []string) error {
+		stream, consumer := args[0], args[1]
+		if err := c.mayAsk(*yes); err != nil {
+			return err
+		}
+		question := fmt.Sprintf("Capture what consumer %s of stream %s does not get any more, and delete it there?", consumer, stream)
+		if err := c.confirm(ctx, *yes, question); err != nil {
+			return err
+		}
+		n := 0
+		err := c.withStore(ctx, func(store *dlq.Store) (err error) {
+			n, err = store.CaptureZombies(ctx, stream, consumer)
+			return err
+		})
+		if n == 0 && err != nil {
+			return err
+		}
+		if c.output != outputTable {
+			if printErr := c.writeJSON(capturedView{n}); printErr != nil {
+				return printErr
+			}
+		} else {
+			c.remark("%s captured; see 'monotel dlq ls'", plural(n, "message"))
+		}
+		if err != nil {
+			return partlyf("%w; run it again", err)
+		}
+		return nil
+	})
+	return cmd
+}
+
+type capturedView struct {
+	Captured int `json:"captured"`
 }
 
 func severityStyle(s dlq.Severity) lipgloss.Style {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -84,4 +85,72 @@ func TestDoctor_noServer(t *testing.T) {
 	b := bare(t)
 	b.env["NATS_URL"] = nowhere(t)
 	b.fails(exitFailed, []string{"no NATS server"}, "dlq", "doctor")
+}
+
+// What the server gave up is found, captured with the command that the doctor names,
+// and then not found any more.
+func TestCapture(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const n = 3
+	if _, err := b.js.CreateStream(t.Context(), jetstream.StreamConfig{
+		Name: "WORK", Subjects: []string{"work.>"}, Retention: jetstream.WorkQueuePolicy, MaxBytes: 1 << 20,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	cons, err := b.js.CreateConsumer(t.Context(), "WORK", jetstream.ConsumerConfig{
+		Durable: "plain", AckPolicy: jetstream.AckExplicitPolicy, MaxDeliver: 1,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range n {
+		if _, err := b.js.Publish(t.Context(), "work.a", []byte("{}")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	batch, err := cons.Fetch(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := 0
+	for m := range batch.Messages() {
+		got++
+		if err := m.Nak(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The server finds at the next request that there is no delivery left.
+	if batch, err = cons.Fetch(n, jetstream.FetchMaxWait(50*time.Millisecond)); err != nil || got != n {
+		t.Fatalf("%d messages, %v", got, err)
+	}
+	for range batch.Messages() {
+		t.Fatal("a message came again")
+	}
+	b.fails(exitUsage, []string{"want a stream and a consumer"}, "dlq", "capture", "WORK")
+	b.fails(exitUsage, []string{"--yes"}, "dlq", "capture", "WORK", "plain")
+	b.fails(exitFailed, []string{"no-such", "consumer not found"}, "dlq", "capture", "WORK", "no-such", "--yes")
+	if code, out, _ := b.run("dlq", "doctor"); code != exitFailed || !strings.Contains(out, "monotel dlq capture WORK plain") {
+		t.Fatalf("exit code %d, want %d, and the command that helps:\n%s", code, exitFailed, out)
+	}
+	if out, _ := b.ok("dlq", "capture", "WORK", "plain", "--yes", "--output", "json"); strings.TrimSpace(out) != fmt.Sprintf(`{"captured":%d}`, n) &&
+		!strings.Contains(out, fmt.Sprintf(`"captured": %d`, n)) {
+		t.Errorf("it says %s", out)
+	}
+	if out, _ := b.ok("dlq", "ls", "--where", `consumer == "plain"`, "--output", "ndjson"); strings.Count(out, "\n") != n {
+		t.Errorf("dead letters:\n%s", out)
+	}
+	s, err := b.js.Stream(t.Context(), "WORK")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := s.CachedInfo().State.Msgs; left != 0 {
+		t.Errorf("%d messages are left in the stream", left)
+	}
+	if out, _ := b.ok("dlq", "doctor", "--fail-on", "never"); strings.Contains(out, "zombies") {
+		t.Errorf("the doctor still finds some:\n%s", out)
+	}
+	if out, errs := b.ok("dlq", "capture", "WORK", "plain", "--yes"); out != "" || !strings.Contains(errs, "0 messages captured") {
+		t.Errorf("again: %q, %q", out, errs)
+	}
 }

@@ -49,29 +49,61 @@ func (s Settlement) operation() string {
 	}
 }
 
+// settleAttrs are those of a settlement's span, whichever the consumer. The first is
+// of the processing, too, where the rest is, one click away.
+var settleAttrs [settlements][]attribute.KeyValue
+
+// What is of a series alone, whichever the consumer.
+var (
+	contextAttrs     [contextStates][]attribute.KeyValue
+	settledAttrs     [settlements][]attribute.KeyValue
+	notSettledAttrs  [settlements][]attribute.KeyValue
+	extendedAttrs    = settlementAttrs(inProgress, outcomeOK)
+	notExtendedAttrs = settlementAttrs(inProgress, outcomeError)
+	resolvedAttrs    = []attribute.KeyValue{keyMetricOutcome.String(outcomeResolved)}
+	failedAgainAttrs = []attribute.KeyValue{keyMetricOutcome.String(outcomeFailedAgain)}
+)
+
+func init() {
+	for i, name := range contextStateNames {
+		contextAttrs[i] = []attribute.KeyValue{keyMetricState.String(name)}
+	}
+	for s, name := range settlementNames {
+		settleAttrs[s] = []attribute.KeyValue{
+			keySettlement.String(name), keySystem.String(systemNATS),
+			keyOperationName.String(Settlement(s).operation()), keyOperationType.String(typeSettle),
+		}
+		settledAttrs[s], notSettledAttrs[s] = settlementAttrs(name, outcomeOK), settlementAttrs(name, outcomeError)
+	}
+}
+
+func settlementAttrs(name, outcome string) []attribute.KeyValue {
+	return []attribute.KeyValue{keyMetricSettlement.String(name), keyMetricOutcome.String(outcome)}
+}
+
 // A Consumer records what one consumer does. It is safe for concurrent use.
 type Consumer struct {
 	t     *Telemetry
 	route Route
 
-	spanName    string
-	spanStart   []trace.SpanStartOption
-	batchName   string
-	batchStart  []trace.SpanStartOption
-	rest        []attribute.KeyValue // of a span, beyond those it starts with
-	settleName  [settlements]string
-	settleAttrs [settlements][]attribute.KeyValue
+	spanName   string
+	spanStart  []trace.SpanStartOption
+	batchName  string
+	batchStart []trace.SpanStartOption
+	rest       []attribute.KeyValue // of a span, beyond those it starts with
+	settleName [settlements]string
+	template   attribute.KeyValue
 
 	consumed, redeliveries, late, unsettled, active count
 	contexts                                        [contextStates]count
 	settled, notSettled                             [settlements]count
 	extended, notExtended, captureFailures          count
-	resolved, failedAgain                           count                             // replays
-	captured                                        atomic.Pointer[map[string]*count] // by reason
+	resolved, failedAgain                           count // replays
+	captured                                        atomic.Pointer[[]captureCount]
 
-	own         *[]metric.RecordOption // of our histograms
-	measured    []attribute.KeyValue   // of the conventions' metrics
-	processed   *[]metric.RecordOption
+	own         histogramOptions     // of our histograms
+	measured    []attribute.KeyValue // of the conventions' metrics
+	processed   histogramOptions
 	processErrs perError[[]metric.RecordOption]
 
 	state      atomic.Pointer[ConsumerState]
@@ -87,6 +119,7 @@ func (t *Telemetry) Consumer(r Route) *Consumer {
 	}
 	c := &Consumer{t: t, route: r, spanName: opProcess + " " + r.Template, batchName: opBatch + " " + r.Template}
 	template, group := keyTemplate.String(r.Template), keyConsumerGroup.String(clean(r.Group, maxAttribute))
+	c.template = template
 	c.spanStart = []trace.SpanStartOption{
 		trace.WithSpanKind(trace.SpanKindConsumer),
 		trace.WithAttributes(keyOperationName.String(opProcess), keyOperationType.String(typeProcess), template),
@@ -98,52 +131,35 @@ func (t *Telemetry) Consumer(r Route) *Consumer {
 			template, group),
 	}
 	c.measured = []attribute.KeyValue{keySystem.String(systemNATS), keyOperationName.String(opProcess), template, group}
-	c.processed = recordOptions(c.measured...)
-	c.own = recordOptions(template, group)
-	c.consumed.init(c.measured...)
-	for _, own := range []*count{&c.redeliveries, &c.late, &c.unsettled, &c.active} {
-		own.init(template, group)
-	}
-	for i := range c.contexts {
-		c.contexts[i].init(template, group, keyMetricState.String(contextStateNames[i]))
-	}
+	c.processed.attrs = c.measured
+	c.own.attrs = c.measured[len(c.measured)-2:] // template and group
 	for s := range Settlement(settlements) {
-		name := keyMetricSettlement.String(s.String())
-		c.settled[s].init(template, group, name, keyMetricOutcome.String(outcomeOK))
-		c.notSettled[s].init(template, group, name, keyMetricOutcome.String(outcomeError))
 		c.settleName[s] = s.operation() + " " + r.Template
-		// The rest is on the parent, one click away.
-		c.settleAttrs[s] = []attribute.KeyValue{
-			keySettlement.String(s.String()), // of the processing, too
-			keySystem.String(systemNATS), keyOperationName.String(s.operation()), keyOperationType.String(typeSettle), template,
-		}
 	}
-	c.extended.init(template, group, keyMetricSettlement.String(inProgress), keyMetricOutcome.String(outcomeOK))
-	c.notExtended.init(template, group, keyMetricSettlement.String(inProgress), keyMetricOutcome.String(outcomeError))
 	c.stateAttrs = observeOptions(keyStream.String(r.Stream), group)
 	t.consumers[r] = c
 	return c
 }
 
 func (c *Consumer) observe(o metric.Observer) {
-	i := &c.t.instruments
+	i, own := &c.t.instruments, c.own.attrs
 	durable := c.route.Stream != ""
-	c.consumed.observe(o, i.consumed, false)
-	c.active.observe(o, i.active, true)
+	c.consumed.observe(o, i.consumed, false, c.measured)
+	c.active.observe(o, i.active, true, own)
 	for s := range c.contexts {
-		c.contexts[s].observe(o, i.traceContext, false)
+		c.contexts[s].observe(o, i.traceContext, false, own, contextAttrs[s]...)
 	}
 	// What people are alerted by is there from the start: the first increase of a
 	// series that was not there before is not seen by Prometheus.
-	c.redeliveries.observe(o, i.redeliveries, durable)
-	c.late.observe(o, i.late, durable)
-	c.unsettled.observe(o, i.unsettled, durable)
+	c.redeliveries.observe(o, i.redeliveries, durable, own)
+	c.late.observe(o, i.late, durable, own)
+	c.unsettled.observe(o, i.unsettled, durable, own)
 	for s := range Settlement(settlements) {
-		c.settled[s].observe(o, i.settlements, durable)
-		c.notSettled[s].observe(o, i.settlements, false)
+		c.settled[s].observe(o, i.settlements, durable, own, settledAttrs[s]...)
+		c.notSettled[s].observe(o, i.settlements, false, own, notSettledAttrs[s]...)
 	}
-	c.extended.observe(o, i.settlements, false)
-	c.notExtended.observe(o, i.settlements, false)
+	c.extended.observe(o, i.settlements, false, own, extendedAttrs...)
+	c.notExtended.observe(o, i.settlements, false, own, notExtendedAttrs...)
 	c.observeCaptures(o)
 	c.observeState(o)
 }
@@ -233,7 +249,7 @@ func (c *Consumer) Start(ctx context.Context, d *Delivery, m *Message, now time.
 func (c *Consumer) queued(d *Delivery, m *Message) {
 	defer contain()
 	if m.Attempt == 1 {
-		c.t.instruments.queueDuration.Record(d.ctx, max(d.begin.Sub(m.Stored).Seconds(), 0), *c.own...)
+		c.t.instruments.queueDuration.Record(d.ctx, max(d.begin.Sub(m.Stored).Seconds(), 0), *c.own.options()...)
 	}
 }
 
@@ -293,7 +309,7 @@ func (d *Delivery) end(settlement int, err error, now time.Time) (first bool) {
 	c.active.n.Add(-1)
 	defer end(d.span)
 	defer contain()
-	opts := c.processed
+	opts := c.processed.options()
 	if err != nil {
 		var name string
 		name, opts = c.failure(err)
@@ -302,7 +318,7 @@ func (d *Delivery) end(settlement int, err error, now time.Time) (first bool) {
 	if d.attrs != nil { // in one call, as the SDK copies what it has with each
 		switch {
 		case settlement >= 0:
-			*d.attrs = append(*d.attrs, c.settleAttrs[settlement][0])
+			*d.attrs = append(*d.attrs, settleAttrs[settlement][0])
 		case d.attempt > 0:
 			*d.attrs = append(*d.attrs, keySettlement.String("unsettled"))
 		}
@@ -407,7 +423,10 @@ func (c *Consumer) Settle(d *Delivery, kind Settlement) (s Settle) {
 	}
 	s.span = span
 	if span.IsRecording() { // afterwards, as the parent decides what is sampled
-		span.SetAttributes(c.settleAttrs[kind]...)
+		attrs := takeAttrs()
+		*attrs = append(append(*attrs, settleAttrs[kind]...), c.template)
+		span.SetAttributes(*attrs...)
+		c.t.giveAttrs(attrs)
 	}
 	return s
 }
@@ -448,9 +467,9 @@ func (s *Settle) final(now time.Time) {
 		return
 	}
 	defer contain()
-	s.c.t.instruments.attempts.Record(d.ctx, int64(d.attempt), *s.c.own...) //nolint:gosec // attempts are few
+	s.c.t.instruments.attempts.Record(d.ctx, int64(d.attempt), *s.c.own.options()...) //nolint:gosec // attempts are few
 	if s.kind == Ack {
-		s.c.t.instruments.endToEnd.Record(d.ctx, max(now.Sub(d.stored).Seconds(), 0), *s.c.own...)
+		s.c.t.instruments.endToEnd.Record(d.ctx, max(now.Sub(d.stored).Seconds(), 0), *s.c.own.options()...)
 	}
 }
 

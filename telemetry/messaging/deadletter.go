@@ -5,6 +5,7 @@ import (
 	"context"
 
 	"github.com/nats-io/nats.go"
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 )
@@ -25,16 +26,30 @@ type Capture struct {
 // CaptureDeadLetters has the consumer report captures for these reasons, from the
 // start, failures, and the outcomes of replays. Call it before the first message.
 func (c *Consumer) CaptureDeadLetters(reasons []string) {
-	template, group := keyTemplate.String(c.route.Template), keyConsumerGroup.String(clean(c.route.Group, maxAttribute))
-	captured := make(map[string]*count, len(reasons))
-	for _, r := range reasons {
-		captured[r] = &count{}
-		captured[r].init(template, group, keyMetricReason.String(r))
+	captured := make([]captureCount, len(reasons))
+	for i, r := range reasons {
+		captured[i].reason = c.t.reasonAttrs(r)
 	}
-	c.captureFailures.init(template, group)
-	c.resolved.init(template, group, keyMetricOutcome.String(outcomeResolved))
-	c.failedAgain.init(template, group, keyMetricOutcome.String(outcomeFailedAgain))
 	c.captured.Store(&captured)
+}
+
+// A captureCount counts captures for one reason.
+type captureCount struct {
+	count
+
+	reason []attribute.KeyValue
+}
+
+// reasonAttrs are the same for all consumers.
+func (t *Telemetry) reasonAttrs(reason string) []attribute.KeyValue {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	attrs := t.reasons[reason]
+	if attrs == nil {
+		attrs = []attribute.KeyValue{keyMetricReason.String(reason)}
+		t.reasons[reason] = attrs
+	}
+	return attrs
 }
 
 func (c *Consumer) observeCaptures(o metric.Observer) {
@@ -42,13 +57,15 @@ func (c *Consumer) observeCaptures(o metric.Observer) {
 	if captured == nil {
 		return
 	}
-	for _, n := range *captured {
-		n.observe(o, c.t.instruments.captured, true)
+	i, own := &c.t.instruments, c.own.attrs
+	for k := range *captured {
+		n := &(*captured)[k]
+		n.observe(o, i.captured, true, own, n.reason...)
 	}
-	c.captureFailures.observe(o, c.t.instruments.captureFailures, true)
+	c.captureFailures.observe(o, i.captureFailures, true, own)
 	durable := c.route.Stream != ""
-	c.resolved.observe(o, c.t.instruments.replayed, durable)
-	c.failedAgain.observe(o, c.t.instruments.replayed, durable)
+	c.resolved.observe(o, i.replayed, durable, own, resolvedAttrs...)
+	c.failedAgain.observe(o, i.replayed, durable, own, failedAgainAttrs...)
 }
 
 // Capture begins the capture of a message into a dead-letter stream: below the
@@ -110,8 +127,10 @@ func (o *Capture) End(captured bool, err error) {
 		return
 	}
 	if all := o.c.captured.Load(); all != nil {
-		if n := (*all)[o.reason]; n != nil {
-			n.n.Add(1)
+		for i := range *all {
+			if n := &(*all)[i]; n.reason[0].Value.AsString() == o.reason {
+				n.n.Add(1)
+			}
 		}
 	}
 }
@@ -127,5 +146,5 @@ func traceparentOf(sc trace.SpanContext) string {
 	if !sc.IsValid() {
 		return ""
 	}
-	return "00-" + sc.TraceID().String() + "-" + sc.SpanID().String() + "-" + sc.TraceFlags().String()
+	return formatTraceparent(sc)
 }

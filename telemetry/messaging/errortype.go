@@ -105,15 +105,33 @@ func concreteType(err error) string {
 
 // perError holds a value for each error type, made when first asked for.
 type perError[T any] struct {
-	made [maxErrorTypes + 1]atomic.Pointer[T]
+	made atomic.Pointer[[maxErrorTypes + 1]atomic.Pointer[T]] // most never fail
 }
 
 func (p *perError[T]) get(number int, create func() *T) *T {
-	if v := p.made[number].Load(); v != nil {
+	made := p.made.Load()
+	if made == nil {
+		p.made.CompareAndSwap(nil, new([maxErrorTypes + 1]atomic.Pointer[T]))
+		made = p.made.Load()
+	}
+	if v := made[number].Load(); v != nil {
 		return v
 	}
-	p.made[number].CompareAndSwap(nil, create())
-	return p.made[number].Load()
+	made[number].CompareAndSwap(nil, create())
+	return made[number].Load()
+}
+
+// all are those that were made.
+func (p *perError[T]) all(yield func(*T) bool) {
+	made := p.made.Load()
+	if made == nil {
+		return
+	}
+	for i := range made {
+		if v := made[i].Load(); v != nil && !yield(v) {
+			return
+		}
+	}
 }
 
 // clean makes a text from outside fit for an attribute: exporters refuse a whole

@@ -3,6 +3,7 @@ package messaging
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -132,7 +133,7 @@ func (t *Telemetry) observe(_ context.Context, o metric.Observer) error {
 		c.observe(o)
 	}
 	for _, n := range t.replays {
-		n.observe(o, t.instruments.replayed, false)
+		n.observe(o, t.instruments.replayed, false, n.attrs)
 	}
 	t.observeDeadLetters(o)
 	select {
@@ -146,28 +147,50 @@ func (t *Telemetry) observe(_ context.Context, o metric.Observer) error {
 // be asked of a server is asked only while somebody reads it.
 func (t *Telemetry) Collected() <-chan struct{} { return t.collected }
 
-// A count is one series of an observable counter.
+// A count is one series of an observable counter. There are some thirty for each
+// consumer, so their options are made when somebody collects.
 type count struct {
-	n     atomic.Int64
-	attrs []metric.ObserveOption
+	n       atomic.Int64
+	options atomic.Pointer[[]metric.ObserveOption]
 }
 
-func (c *count) init(attrs ...attribute.KeyValue) { c.attrs = observeOptions(attrs...) }
-
-// observe reports the series; one that is still zero only if asked to.
-func (c *count) observe(o metric.Observer, i metric.Int64Observable, zero bool) {
-	if n := c.n.Load(); n != 0 || zero {
-		o.ObserveInt64(i, n, c.attrs...)
+// observe reports the series, with attributes that are always the same; one that is
+// still zero only if asked to.
+func (c *count) observe(o metric.Observer, i metric.Int64Observable, zero bool, base []attribute.KeyValue, more ...attribute.KeyValue) {
+	n := c.n.Load()
+	if n == 0 && !zero {
+		return
 	}
+	options := c.options.Load()
+	if options == nil {
+		made := observeOptions(slices.Concat(base, more)...)
+		options = &made
+		c.options.Store(options)
+	}
+	o.ObserveInt64(i, n, *options...)
 }
 
 // Options are made once for each series: making them costs several times as much
-// as recording does.
+// as recording does. A set sorts what it is given.
 
 func observeOptions(attrs ...attribute.KeyValue) []metric.ObserveOption {
 	return []metric.ObserveOption{metric.WithAttributeSet(attribute.NewSet(attrs...))}
 }
 
+// histogramOptions are the options of a histogram, made when the first value is recorded.
+type histogramOptions struct {
+	attrs []attribute.KeyValue
+	made  atomic.Pointer[[]metric.RecordOption]
+}
+
+func (r *histogramOptions) options() *[]metric.RecordOption {
+	if made := r.made.Load(); made != nil {
+		return made
+	}
+	r.made.Store(recordOptions(r.attrs...))
+	return r.made.Load()
+}
+
 func recordOptions(attrs ...attribute.KeyValue) *[]metric.RecordOption {
-	return &[]metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(attrs...))}
+	return &[]metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(slices.Clone(attrs)...))}
 }

@@ -21,7 +21,7 @@ type Publisher struct {
 	spanStart []trace.SpanStartOption
 	base      []attribute.KeyValue
 
-	duration           *[]metric.RecordOption
+	duration           histogramOptions
 	sent               count
 	failed             perError[publishFailure]
 	pending            count
@@ -32,7 +32,8 @@ type Publisher struct {
 type publishFailure struct {
 	count
 
-	duration *[]metric.RecordOption
+	errorType attribute.KeyValue
+	duration  *[]metric.RecordOption
 }
 
 // Publisher returns the publisher to a destination: the declared subject of an
@@ -44,45 +45,29 @@ func (t *Telemetry) Publisher(template string) *Publisher {
 	if p := t.publishers[template]; p != nil {
 		return p
 	}
+	// The count of messages has all but the first, what is the destination's alone the last.
 	p := &Publisher{t: t, spanName: opPublish + " " + template, base: []attribute.KeyValue{
-		keySystem.String(systemNATS), keyOperationName.String(opPublish), keyOperationType.String(typeSend),
+		keyOperationType.String(typeSend), keySystem.String(systemNATS), keyOperationName.String(opPublish),
 		keyTemplate.String(template),
 	}}
 	p.spanStart = []trace.SpanStartOption{
 		trace.WithSpanKind(trace.SpanKindProducer),
 		trace.WithAttributes(keyOperationName.String(opPublish), keyOperationType.String(typeSend), keyTemplate.String(template)),
 	}
-	p.duration = recordOptions(p.base...)
-	p.sent.init(p.counted()...)
-	p.pending.init(keyTemplate.String(template))
-	p.malformed.init(keyTemplate.String(template), keyMetricState.String(contextStateNames[stateMalformed]))
-	p.dropped.init(keyTemplate.String(template), keyMetricState.String(contextStateNames[stateDropped]))
+	p.duration.attrs = p.base
 	t.publishers[template] = p
 	return p
 }
 
-// counted are the attributes of the count of messages.
-func (p *Publisher) counted(more ...attribute.KeyValue) []attribute.KeyValue {
-	attrs := make([]attribute.KeyValue, 0, len(p.base)+len(more))
-	for _, a := range p.base {
-		if a.Key != keyOperationType {
-			attrs = append(attrs, a)
-		}
-	}
-	return append(attrs, more...)
-}
-
 func (p *Publisher) observe(o metric.Observer) {
-	i := &p.t.instruments
-	p.sent.observe(o, i.sent, false)
-	for n := range p.failed.made {
-		if f := p.failed.made[n].Load(); f != nil {
-			f.observe(o, i.sent, false)
-		}
+	i, counted, own := &p.t.instruments, p.base[1:], p.base[len(p.base)-1:] // see Publisher
+	p.sent.observe(o, i.sent, false, counted)
+	for f := range p.failed.all {
+		f.observe(o, i.sent, false, counted, f.errorType)
 	}
-	p.malformed.observe(o, i.traceContext, false)
-	p.dropped.observe(o, i.traceContext, false)
-	p.pending.observe(o, i.publishPending, p.sent.n.Load() != 0)
+	p.malformed.observe(o, i.traceContext, false, own, contextAttrs[stateMalformed]...)
+	p.dropped.observe(o, i.traceContext, false, own, contextAttrs[stateDropped]...)
+	p.pending.observe(o, i.publishPending, p.sent.n.Load() != 0, own)
 }
 
 // A Publish is one publish that is going on. Its methods are for one goroutine
@@ -231,7 +216,7 @@ func (o *Publish) End(err error) {
 		o.p.t.giveAttrs(o.attrs)
 		o.attrs = nil
 	}
-	opts := o.p.duration
+	opts := o.p.duration.options()
 	if err == nil {
 		o.p.sent.n.Add(1)
 	} else {
@@ -250,9 +235,7 @@ func (p *Publisher) failure(err error) (errorType string, f *publishFailure) {
 	name, number := p.t.errors.of(err)
 	return name, p.failed.get(number, func() *publishFailure {
 		errType := keyErrorType.String(name)
-		f := &publishFailure{duration: recordOptions(append(slices.Clip(p.base), errType)...)}
-		f.init(p.counted(errType)...)
-		return f
+		return &publishFailure{errorType: errType, duration: recordOptions(append(slices.Clip(p.base), errType)...)}
 	})
 }
 

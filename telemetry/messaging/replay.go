@@ -93,7 +93,7 @@ func (o *Replay) End(err error) {
 
 // sent counts the replays to a consumer. Who is named in dead letters is bounded by
 // nothing, and series are.
-func (t *Telemetry) sent(r Route) *count {
+func (t *Telemetry) sent(r Route) *replayCount {
 	const most = 1000
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -103,11 +103,19 @@ func (t *Telemetry) sent(r Route) *count {
 		n = t.replays[r]
 	}
 	if n == nil {
-		n = &count{}
-		n.init(keyTemplate.String(r.Template), keyConsumerGroup.String(clean(r.Group, maxAttribute)), keyMetricOutcome.String(outcomeSent))
+		n = &replayCount{attrs: []attribute.KeyValue{
+			keyTemplate.String(r.Template), keyConsumerGroup.String(clean(r.Group, maxAttribute)), keyMetricOutcome.String(outcomeSent),
+		}}
 		t.replays[r] = n
 	}
 	return n
+}
+
+// A replayCount counts the replays to one consumer.
+type replayCount struct {
+	count
+
+	attrs []attribute.KeyValue
 }
 
 // maxReplayLinks bounds the links that a message asks for.

@@ -96,6 +96,7 @@ type Config struct {
 type Telemetry struct {
 	tracers     tracers
 	propagator  propagation.TextMapPropagator
+	w3c         bool     // it is isW3C
 	fields      []string // the header keys of the propagator that say that there is a trace
 	written     []string // and all that it may write
 	settings    Settings
@@ -110,7 +111,8 @@ type Telemetry struct {
 	mu         sync.RWMutex
 	publishers map[string]*Publisher
 	consumers  map[Route]*Consumer
-	replays    map[Route]*count // that were sent
+	replays    map[Route]*replayCount // that were sent
+	reasons    map[string][]attribute.KeyValue
 }
 
 // New returns Telemetry. Its error is that of the MeterProvider, which could not
@@ -129,7 +131,8 @@ func New(cfg Config) (t *Telemetry, err error) {
 		collected:  make(chan struct{}, 1),
 		publishers: make(map[string]*Publisher),
 		consumers:  make(map[Route]*Consumer),
-		replays:    make(map[Route]*count),
+		replays:    make(map[Route]*replayCount),
+		reasons:    make(map[string][]attribute.KeyValue),
 	}
 	if t.freshFor == 0 {
 		t.freshFor = defaultFreshFor
@@ -140,6 +143,7 @@ func New(cfg Config) (t *Telemetry, err error) {
 			t.propagator = propagation.TraceContext{}
 		}
 	}
+	t.w3c = isW3C(t.propagator)
 	t.written = slices.DeleteFunc(slices.Clone(t.propagator.Fields()), func(f string) bool { return f == baggageKey })
 	t.fields = slices.DeleteFunc(slices.Clone(t.written), func(f string) bool { return f == tracestate })
 	t.tracers.init(cfg.TracerProvider, cfg.Version)
@@ -311,6 +315,11 @@ func (t *Telemetry) giveAttrs(s *[]attribute.KeyValue) {
 // inject returns a copy of h with ctx's trace context, or h itself if there is
 // nothing to add.
 func (t *Telemetry) inject(ctx context.Context, h nats.Header) nats.Header {
+	if t.w3c && len(h) == 0 {
+		if h, ok := newTraceparent(ctx); ok {
+			return h
+		}
+	}
 	const keys = 2
 	c := Carrier(h).clone(keys)
 	for _, k := range t.written { // such as a tracestate beside a traceparent that is malformed
@@ -346,6 +355,11 @@ func (t *Telemetry) allowed(b baggage.Baggage) baggage.Baggage {
 func (t *Telemetry) extract(ctx context.Context, h nats.Header) (out context.Context, sc trace.SpanContext, state contextState) {
 	if len(h) == 0 {
 		return ctx, sc, stateAbsent
+	}
+	if t.w3c {
+		if sc, ok := onlyTraceparent(h); ok {
+			return trace.ContextWithRemoteSpanContext(ctx, sc), sc, stateContinued
+		}
 	}
 	traced := Carrier(h).has(t.fields)
 	if !traced && (len(t.settings.Baggage) == 0 || len(Carrier(h).Values(baggageKey)) == 0) {

@@ -25,6 +25,10 @@ var Retry = mono.RetryPolicy{
 	Backoff:     []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second},
 }
 
+// ackWait is how soon an order comes again that a process had when it was killed. A
+// handler may take longer.
+const ackWait = 10 * time.Second
+
 // A Result is what became of one attempt to write an order.
 type Result struct {
 	Order    tracking.OrderCreatedEvent
@@ -68,8 +72,9 @@ func (m *Module) RegisterEventConsumers(registry mono.EventRegistry) error {
 			Retention: mono.WorkQueuePolicy, // an order leaves the stream when it is dealt with
 			MaxBytes:  16 << 20,
 		},
-		Fetch: mono.FetchConfig{BatchSize: 10},
-		Retry: Retry,
+		Consumer: mono.ConsumerConfig{AckWait: ackWait},
+		Fetch:    mono.FetchConfig{BatchSize: 10},
+		Retry:    Retry,
 	}
 	return helper.RegisterTypedEventStreamConsumer(registry, tracking.OrderCreatedV1, config, m.handleOrders, m)
 }

@@ -1,0 +1,79 @@
+package mono
+
+import (
+	"encoding/json"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+func TestScanPubAck(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name string
+		give string
+		want jetstream.PubAck // zero: left to encoding/json
+	}{
+		{"stored", `{"stream":"ORDERS","seq":17}`, jetstream.PubAck{Stream: "ORDERS", Sequence: 17}},
+		{"the largest", `{"stream":"a b","seq":9999999999999999999}`, jetstream.PubAck{Stream: "a b", Sequence: 9999999999999999999}},
+		{"too large", `{"stream":"a","seq":99999999999999999999}`, jetstream.PubAck{}},
+		{"a duplicate", `{"stream":"a","seq":17,"duplicate": true}`, jetstream.PubAck{}},
+		{"a domain", `{"stream":"a","domain":"hub","seq":17}`, jetstream.PubAck{}},
+		{"refused", `{"error":{"code":400,"err_code":10077,"description":"no"},"stream":"a","seq":0}`, jetstream.PubAck{}},
+		{"refused, last", `{"stream":"a","seq":1,"error":{}}`, jetstream.PubAck{}},
+		{"escaped", `{"stream":"a\u0020b","seq":17}`, jetstream.PubAck{}},
+		{"not ASCII", `{"stream":"ä","seq":17}`, jetstream.PubAck{}},
+		{"no name", `{"stream":"","seq":17}`, jetstream.PubAck{}},
+		{"no sequence", `{"stream":"a","seq":}`, jetstream.PubAck{}},
+		{"sequence 0", `{"stream":"a","seq":0}`, jetstream.PubAck{}},
+		{"negative", `{"stream":"a","seq":-1}`, jetstream.PubAck{}},
+		{"cut short", `{"stream":"a","seq":17`, jetstream.PubAck{}},
+		{"cut in the name", `{"stream":"a`, jetstream.PubAck{}},
+		{"more after it", `{"stream":"a","seq":17}}`, jetstream.PubAck{}},
+		{"nothing", ``, jetstream.PubAck{}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got, ok := scanPubAck([]byte(tt.give), "ORDERS")
+			if want := tt.want != (jetstream.PubAck{}); ok != want || ok && got != tt.want {
+				t.Errorf("scanPubAck(%s) = %+v, %v, want %+v, %v", tt.give, got, ok, tt.want, want)
+			}
+		})
+	}
+}
+
+// What is scanned is what encoding/json would have read.
+func FuzzScanPubAck(f *testing.F) {
+	for _, seed := range []string{
+		`{"stream":"ORDERS","seq":17}`, `{"stream":"a","seq":17,"duplicate": true}`,
+		`{"stream":"a\u0020b","seq":9999999999999999999}`, `{"stream":"a","seq":017}`, `{"stream":"a"`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		got, ok := scanPubAck(data, "ORDERS")
+		if !ok {
+			return
+		}
+		var want jetstream.PubAck
+		if err := json.Unmarshal(data, &want); err != nil || got != want {
+			t.Errorf("scanPubAck(%q) = %+v, want %+v, %v", data, got, want, err)
+		}
+	})
+}
+
+// An acknowledgement by the stream that acknowledged before costs no allocation.
+//
+//nolint:paralleltest // counts the allocations of the process
+func TestAlloc_decodePubAck(t *testing.T) {
+	m, last := &nats.Msg{Data: []byte(`{"stream":"ORDERS","seq":17}`)}, "ORDERS"
+	if n := testing.AllocsPerRun(100, func() {
+		if _, err := decodePubAck(m, last); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("an acknowledgement makes %v allocations, want 0", n)
+	}
+}

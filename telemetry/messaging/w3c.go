@@ -1,0 +1,99 @@
+package messaging
+
+import (
+	"context"
+	"encoding/hex"
+	"reflect"
+	"slices"
+
+	"github.com/nats-io/nats.go"
+	"go.opentelemetry.io/otel/baggage"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// Nearly all messages carry the W3C's traceparent and no other header of a trace. It
+// is read and written here, in a fraction of the time of a propagator, which looks
+// for keys in any case and copies the header. What is different in any way is for the
+// propagator: these functions only do what it would.
+
+// isW3C reports whether a propagator is the W3C's trace context, alone or with the
+// W3C's baggage, which we read and write ourselves.
+func isW3C(p propagation.TextMapPropagator) bool {
+	tc, b := propagation.TraceContext{}, propagation.Baggage{}
+	return slices.ContainsFunc([]propagation.TextMapPropagator{
+		tc, propagation.NewCompositeTextMapPropagator(tc), propagation.NewCompositeTextMapPropagator(tc, b),
+		propagation.NewCompositeTextMapPropagator(b, tc),
+	}, func(w propagation.TextMapPropagator) bool { return reflect.DeepEqual(w, p) })
+}
+
+const (
+	traceparentSize = len("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+	traceIDAt       = len("00-")
+	spanIDAt        = traceIDAt + 2*len(trace.TraceID{}) + 1
+	flagsAt         = spanIDAt + 2*len(trace.SpanID{}) + 1
+)
+
+// onlyTraceparent returns the span context of a header that is a traceparent and
+// nothing else.
+func onlyTraceparent(h nats.Header) (sc trace.SpanContext, ok bool) {
+	values := h[traceparent]
+	if len(h) != 1 || len(values) != 1 || len(values[0]) != traceparentSize {
+		return sc, false
+	}
+	v := values[0]
+	var cfg trace.SpanContextConfig
+	var flags [1]byte
+	if v[:traceIDAt] != "00-" || v[spanIDAt-1] != '-' || v[flagsAt-1] != '-' ||
+		!unhex(cfg.TraceID[:], v[traceIDAt:]) || !unhex(cfg.SpanID[:], v[spanIDAt:]) || !unhex(flags[:], v[flagsAt:]) ||
+		flags[0]&^byte(knownFlags) != 0 {
+		return sc, false
+	}
+	cfg.TraceFlags, cfg.Remote = trace.TraceFlags(flags[0]), true
+	sc = trace.NewSpanContext(cfg)
+	return sc, sc.IsValid()
+}
+
+const knownFlags = trace.FlagsSampled | trace.FlagsRandom
+
+// unhex reads lower-case digits into all of dst.
+func unhex(dst []byte, s string) bool {
+	bad := false
+	digit := func(c byte) byte {
+		switch {
+		case '0' <= c && c <= '9':
+			return c - '0'
+		case 'a' <= c && c <= 'f':
+			return c - 'a' + 10 //nolint:mnd // the value of the digit a
+		}
+		bad = true
+		return 0
+	}
+	for i := range dst {
+		dst[i] = digit(s[2*i])<<4 | digit(s[2*i+1])
+	}
+	return !bad
+}
+
+// newTraceparent returns the header of a message that has none, if the context's
+// trace is all that travels.
+func newTraceparent(ctx context.Context) (h nats.Header, ok bool) {
+	sc := trace.SpanContextFromContext(ctx)
+	if !sc.IsValid() || sc.TraceState().Len() > 0 || baggage.FromContext(ctx).Len() > 0 {
+		return nil, false
+	}
+	return nats.Header{traceparent: {formatTraceparent(sc)}}, true
+}
+
+// formatTraceparent writes a traceparent.
+func formatTraceparent(sc trace.SpanContext) string {
+	traceID, spanID, flags := sc.TraceID(), sc.SpanID(), [1]byte{byte(sc.TraceFlags() & knownFlags)}
+	var b [traceparentSize]byte
+	copy(b[:], "00-")
+	hex.Encode(b[traceIDAt:], traceID[:])
+	b[spanIDAt-1] = '-'
+	hex.Encode(b[spanIDAt:], spanID[:])
+	b[flagsAt-1] = '-'
+	hex.Encode(b[flagsAt:], flags[:])
+	return string(b[:])
+}
