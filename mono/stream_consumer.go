@@ -37,7 +37,9 @@ type StreamConsumerConfig struct {
 	// defaults to 30 s; handlers may take longer, see [EventRegistry].
 	// MaxAckPending defaults to 10 000 or 20 × Concurrency × BatchSize, whichever
 	// is more: messages that wait for their next attempt count as well.
-	// MaxDeliver stays unlimited, because attempts are counted by Retry.
+	// With a small one a single batch may take it all, and handlers beside it get
+	// nothing: keep it above Concurrency × BatchSize. MaxDeliver stays unlimited,
+	// because attempts are counted by Retry.
 	//
 	// FilterSubject, AckPolicy and BackOff are the framework's, and the fields
 	// of push consumers and priority groups are not supported.

@@ -320,6 +320,8 @@ func (r *runner) send(work context.Context) {
 
 // A job is an entry that a sender has.
 type job struct {
+	publishing
+
 	index   int
 	m       *message // its record, or nil
 	size    int      // about what it takes
@@ -327,8 +329,7 @@ type job struct {
 
 	e      *dlq.Entry
 	change dlq.Change
-	publishing
-	end func(error) // of the span
+	end    func(error) // of the span
 }
 
 // take adds to a job what else there is to do.

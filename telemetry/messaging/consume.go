@@ -51,30 +51,40 @@ func (s Settlement) operation() string {
 
 // settleAttrs are those of a settlement's span, whichever the consumer. The first is
 // of the processing, too, where the rest is, one click away.
-var settleAttrs [settlements][]attribute.KeyValue
+var settleAttrs = each(settlementNames, func(s int, name string) []attribute.KeyValue {
+	return []attribute.KeyValue{
+		keySettlement.String(name), keySystem.String(systemNATS),
+		keyOperationName.String(Settlement(s).operation()), keyOperationType.String(typeSettle),
+	}
+})
 
 // What is of a series alone, whichever the consumer.
 var (
-	contextAttrs     [contextStates][]attribute.KeyValue
-	settledAttrs     [settlements][]attribute.KeyValue
-	notSettledAttrs  [settlements][]attribute.KeyValue
+	settledAttrs = each(settlementNames, func(_ int, name string) []attribute.KeyValue {
+		return settlementAttrs(name, outcomeOK)
+	})
+	notSettledAttrs = each(settlementNames, func(_ int, name string) []attribute.KeyValue {
+		return settlementAttrs(name, outcomeError)
+	})
+	contextAttrs     = eachContextState()
 	extendedAttrs    = settlementAttrs(inProgress, outcomeOK)
 	notExtendedAttrs = settlementAttrs(inProgress, outcomeError)
 	resolvedAttrs    = []attribute.KeyValue{keyMetricOutcome.String(outcomeResolved)}
 	failedAgainAttrs = []attribute.KeyValue{keyMetricOutcome.String(outcomeFailedAgain)}
 )
 
-func init() {
+func each(names [settlements]string, attrs func(int, string) []attribute.KeyValue) (all [settlements][]attribute.KeyValue) {
+	for i, name := range names {
+		all[i] = attrs(i, name)
+	}
+	return all
+}
+
+func eachContextState() (all [contextStates][]attribute.KeyValue) {
 	for i, name := range contextStateNames {
-		contextAttrs[i] = []attribute.KeyValue{keyMetricState.String(name)}
+		all[i] = []attribute.KeyValue{keyMetricState.String(name)}
 	}
-	for s, name := range settlementNames {
-		settleAttrs[s] = []attribute.KeyValue{
-			keySettlement.String(name), keySystem.String(systemNATS),
-			keyOperationName.String(Settlement(s).operation()), keyOperationType.String(typeSettle),
-		}
-		settledAttrs[s], notSettledAttrs[s] = settlementAttrs(name, outcomeOK), settlementAttrs(name, outcomeError)
-	}
+	return all
 }
 
 func settlementAttrs(name, outcome string) []attribute.KeyValue {

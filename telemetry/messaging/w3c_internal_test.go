@@ -73,8 +73,14 @@ func TestOnlyTraceparent_others(t *testing.T) {
 	t.Parallel()
 	const v = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 	for _, h := range []nats.Header{
-		nil, {}, {"Traceparent": {v}}, {traceparent: nil}, {traceparent: {v, v}}, {traceparent: {v}, tracestate: {"a=1"}},
-		{traceparent: {v}, "Tracestate": {"a=1"}}, {traceparent: {v}, baggageKey: {"a=1"}},
+		nil,
+		{},
+		{"Traceparent": {v}},
+		{traceparent: nil},
+		{traceparent: {v, v}},
+		{traceparent: {v}, tracestate: {"a=1"}},
+		{traceparent: {v}, "Tracestate": {"a=1"}},
+		{traceparent: {v}, baggageKey: {"a=1"}},
 	} {
 		if sc, ok := onlyTraceparent(h); ok {
 			t.Errorf("%v is read as %v", h, sc)
