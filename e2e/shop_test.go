@@ -15,12 +15,10 @@ import (
 
 // What the demo calls things.
 const (
-	emitterName   = "orders-emitter"
-	consumersName = "orders-consumers"
-	subject       = "events.tracking.v1.order-created"
-	stream        = "orders-audit"
-	auditor       = "audit_tracking_order-created_v1" // the durable consumer
-	deadLetters   = "DLQ"
+	subject     = "events.tracking.v1.order-created"
+	stream      = "orders-audit"
+	auditor     = "audit_tracking_order-created_v1" // the durable consumer
+	deadLetters = "DLQ"
 )
 
 // Customers whose orders get into trouble, unless the ledger is repaired.

@@ -27,6 +27,12 @@ const (
 	serviceConsumers  = "consumers"
 )
 
+// The two halves of the shop in traces and metrics.
+const (
+	emitterName   = "orders-emitter"
+	consumersName = "orders-consumers"
+)
+
 // services in the order in which they are started.
 var services = []string{serviceNATS, serviceJaeger, servicePrometheus, serviceEmitter, serviceConsumers}
 
