@@ -69,7 +69,7 @@ func (r *runner) run(ctx context.Context, stdout io.Writer, tell func(string, ..
 		defer func() { err = errors.Join(err, f.Close()) }()
 		stdout = f
 	}
-	if err := header(stdout); err != nil {
+	if err := header(stdout, r.command()); err != nil {
 		return err
 	}
 	exe, err := os.Executable()
@@ -173,8 +173,30 @@ var compared = []string{
 	"github.com/ThreeDotsLabs/watermill-nats/v2", "github.com/go-monolith/mono", "go.opentelemetry.io/otel/sdk",
 }
 
+// command is the command line that chooses the same. Where results go is of this
+// machine alone.
+func (r *runner) command() string {
+	args := []string{"bench run"}
+	if r.work != "" {
+		args = append(args, "--work '"+r.work+"'")
+	}
+	if len(r.libs) > 0 {
+		args = append(args, "--lib "+strings.Join(r.libs, ","))
+	}
+	if r.transport != "" {
+		args = append(args, "--transport "+r.transport)
+	}
+	if r.size != 0 {
+		args = append(args, "--size "+strconv.Itoa(r.size))
+	}
+	if r.quick {
+		args = append(args, "--quick")
+	}
+	return strings.Join(append(args, "--rounds "+strconv.Itoa(r.rounds)), " ")
+}
+
 // header says where the results are from.
-func header(out io.Writer) error {
+func header(out io.Writer, command string) error {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return errors.New("the program does not know its modules")
@@ -194,7 +216,7 @@ func header(out io.Writer) error {
 		{keyKernel, fromFile("/proc/sys/kernel/osrelease", "")},
 		{keyGo, runtime.Version()},
 		{keyDate, time.Now().UTC().Format(time.DateOnly)},
-		{keyCommand, "bench " + strings.Join(os.Args[1:], " ")},
+		{keyCommand, command},
 		{keyVersions, strings.Join(versions, ", ")},
 	} {
 		if _, err := fmt.Fprintf(out, "%s: %s\n", kv[0], kv[1]); err != nil {
