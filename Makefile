@@ -131,7 +131,7 @@ scale: ## measure on a cluster of three servers, and write docs/scaling.md; SCAL
 
 .PHONY: million
 million: ## measure the command with DEADLETTERS dead letters, 1 000 000, and write that into docs/performance.md
-	@echo "==> monotel dlq with $(DEADLETTERS) dead letters: about five minutes, 2 GB in a temporary folder"
+	@echo "==> monotel dlq with $(DEADLETTERS) dead letters: about three minutes, 2 GB in a temporary folder"
 	@dir="$$(mktemp -d)" && trap 'rm -rf "$$dir"' EXIT && \
 	{ MONOTEL_MILLION=$(DEADLETTERS) go test -run='^$$' -bench='^BenchmarkMillion$$' -benchtime=1x -timeout=0 ./internal/cli > "$$dir/bench.txt" || { cat "$$dir/bench.txt"; exit 1; }; } && \
 	go run ./internal/perftable -million docs/performance.md < "$$dir/bench.txt"

@@ -47,7 +47,7 @@ const (
 	drainTime   = 5 * time.Second
 	releaseTime = 30 * time.Second
 
-	rateSlack = 50 // a burst is what the rate allows in 1/50 s
+	rateSlack = 20 // a burst is what the rate allows in 1/20 s: what a busy machine has missed is made up for
 
 	// window is how far senders may be ahead of the first entry that is not done
 	// with.
