@@ -130,6 +130,9 @@ func (w *watermillService) run(ctx context.Context) (stop func() error, err erro
 	case err := <-ended:
 		return nil, fmt.Errorf("router: %w", err)
 	}
+	if err := nc.Flush(); err != nil { // another connection publishes
+		return nil, err
+	}
 	return func() error {
 		err := errors.Join(router.Close(), <-ended)
 		<-closed // the subscribers drain it

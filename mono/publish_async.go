@@ -368,7 +368,7 @@ func (p *asyncPublisher) finish(f *PubAckFuture, ack jetstream.PubAck, err error
 		return
 	}
 	p.mu.Lock()
-	if p.idle != nil {
+	if p.idle != nil && len(p.free) == cap(p.free) { // still
 		close(p.idle)
 		p.idle = nil
 	}

@@ -85,6 +85,11 @@ var errStopped = errors.New("the operation is to end")
 // process runs is an [ErrClaimed]; if that process is dead, Run takes over when it
 // was not heard of for a few seconds.
 func (d *Desk) Run(ctx context.Context, id string, progress func(*Operation)) (*Operation, error) {
+	js, err := d.cfg.JetStream(d.nc)
+	if err != nil {
+		return nil, err
+	}
+	defer js.CleanupPublisher() // of this run alone: that ends every publish in flight
 	s, err := d.acquire(ctx, id)
 	if err != nil {
 		return nil, err
@@ -94,7 +99,8 @@ func (d *Desk) Run(ctx context.Context, id string, progress func(*Operation)) (*
 		return s.operation(s.Counted), err
 	}
 	r := &runner{
-		d: d, id: id, s: s, progress: progress, counted: s.Counted.clone(), renewed: time.Now().Round(0),
+		d: d, js: js, id: id, s: s, progress: progress, slots: make(chan struct{}, inWork),
+		counted: s.Counted.clone(), renewed: time.Now().Round(0),
 		done: make(map[int]string), unseen: make(map[uint64]struct{}),
 	}
 	r.cond = sync.NewCond(&r.mu)
@@ -155,6 +161,8 @@ func runnerName(actor string) string {
 // A runner runs one operation.
 type runner struct {
 	d        *Desk
+	js       jetstream.JetStream // for asynchronous publishes
+	slots    chan struct{}       // for entries that are worked on by themselves
 	id       string
 	progress func(*Operation)
 	items    []item
@@ -275,7 +283,7 @@ func (r *runner) send(work context.Context) {
 	for range min(senders, max(len(r.items)-from, 1)) {
 		all.Go(func() {
 			for j := range queue {
-				r.handle(work, take(j, queue))
+				r.handle(work, take(j, queue), &all)
 			}
 		})
 	}
@@ -610,23 +618,29 @@ func (r *runner) conclude(ctx context.Context, s *stored) error {
 // handle does what is to be done with some entries, and notes it. Most are as they
 // were selected, and are claimed and then sent together. Whatever is different or
 // goes wrong with one is dealt with by itself, with what may have come of the first
-// try in mind.
-func (r *runner) handle(ctx context.Context, jobs []*job) {
+// try in mind; nobody waits for that but all, who wait for everything: a target that
+// takes nothing must not hold up another.
+func (r *runner) handle(ctx context.Context, jobs []*job, all *sync.WaitGroup) {
 	if r.ended.Err() != nil { // nothing more is to be claimed
 		for _, j := range jobs {
 			r.note(j, "", errStopped)
 		}
 		return
 	}
-	var alone sync.WaitGroup
-	defer alone.Wait()
+	alone := func(work func()) {
+		all.Go(func() {
+			r.slots <- struct{}{}
+			defer func() { <-r.slots }()
+			work()
+		})
+	}
 	claims := make([]*job, 0, len(jobs))
 	for _, j := range jobs {
 		if r.isPlain(j) {
 			claims = append(claims, j)
 			continue
 		}
-		alone.Go(func() {
+		alone(func() {
 			why, err := r.replay(ctx, j)
 			r.note(j, why, err)
 		})
@@ -635,7 +649,7 @@ func (r *runner) handle(ctx context.Context, jobs []*job) {
 		j.change = r.claim()
 		j.msg, j.opts = r.d.store.ChangeMessage(j.e, &j.change)
 	}
-	r.d.publish(ctx, claims)
+	r.publish(ctx, claims)
 	sends := make([]*job, 0, len(claims))
 	for _, j := range claims {
 		if j.err == nil {
@@ -647,14 +661,14 @@ func (r *runner) handle(ctx context.Context, jobs []*job) {
 			sends = append(sends, j)
 			continue
 		}
-		alone.Go(func() {
+		alone(func() {
 			why, err := r.replay(ctx, j)
 			r.note(j, why, err)
 		})
 	}
 	tried := !r.late()
 	if tried {
-		r.d.publish(ctx, sends)
+		r.publish(ctx, sends)
 	}
 	for _, j := range sends {
 		if tried && j.err == nil {
@@ -662,7 +676,7 @@ func (r *runner) handle(ctx context.Context, jobs []*job) {
 			r.note(j, "", nil)
 			continue
 		}
-		alone.Go(func() { r.note(j, "", r.deliver(ctx, j.e, j.e.Last, j.msg, j.opts, j.end, tried)) })
+		alone(func() { r.note(j, "", r.deliver(ctx, j.e, j.e.Last, j.msg, j.opts, j.end, tried)) })
 	}
 }
 
@@ -690,11 +704,11 @@ type publishing struct {
 }
 
 // publish publishes messages, once, and then waits for what comes of them.
-func (d *Desk) publish(ctx context.Context, jobs []*job) {
+func (r *runner) publish(ctx context.Context, jobs []*job) {
 	futures := make([]jetstream.PubAckFuture, len(jobs))
 	for i, j := range jobs {
-		if j.err = nats.ErrDisconnected; !d.nc.IsReconnecting() { // else it would be kept, and sent later
-			futures[i], j.err = d.js.PublishMsgAsync(j.msg, j.opts...)
+		if j.err = nats.ErrDisconnected; !r.d.nc.IsReconnecting() { // else it would be kept, and sent later
+			futures[i], j.err = r.js.PublishMsgAsync(j.msg, j.opts...)
 		}
 	}
 	for i, j := range jobs {
@@ -717,6 +731,7 @@ func (r *runner) isClaimed(j *job, sequence uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.inHand--
+	r.cond.Broadcast()
 	if sequence > r.counted.Upto {
 		r.unseen[sequence] = struct{}{}
 	}
@@ -1088,6 +1103,8 @@ func targetName(subject string, tracked bool) string {
 
 const (
 	codeWrongLastSequence = 10071
+	codeIDInProcess       = 10158
+	codeSubjectInProcess  = 10164
 	codeTooLarge          = 10054
 	codeOtherStream       = 10060
 )
@@ -1177,7 +1194,8 @@ func passes(err error) bool {
 	case dlq.IsFull(err):
 		return true
 	case ok:
-		return api.Code == 503 //nolint:mnd // a cluster without a leader
+		// A cluster without a leader, or one that has not applied the try before yet.
+		return api.Code == 503 || api.ErrorCode == codeSubjectInProcess || api.ErrorCode == codeIDInProcess //nolint:mnd // as above
 	case errors.Is(err, nats.ErrPermissionViolation), errors.Is(err, nats.ErrConnectionClosed):
 		return false
 	}
