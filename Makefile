@@ -53,13 +53,10 @@ unit: ## only the tests, without the race detector
 	@echo "==> run the tests"
 	@go test -timeout=$(TIMEOUT) -run='$(RUN)' $(PKG)
 
-# They begin first, or everything waits for them at the end.
-longest := ./mono ./dlq/triage ./dlq
-
 .PHONY: race
 race: race-ready ## only the tests, with the race detector and in random order
 	@echo "==> run the tests with the race detector, in random order"
-	@go test -race -shuffle=on -timeout=$(TIMEOUT) -run='$(RUN)' $(if $(filter ./...,$(PKG)),$(longest)) $(PKG)
+	@go test -race -shuffle=on -timeout=$(TIMEOUT) -run='$(RUN)' $(PKG)
 
 .PHONY: lint
 lint: ## run the linters
