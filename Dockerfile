@@ -12,7 +12,7 @@ ENV GOTOOLCHAIN=local CGO_ENABLED=0 GOFLAGS=-buildvcs=false
 WORKDIR /src
 
 # Where modules come from: a proxy of your own, where there is no other.
-ARG GOPROXY=https://proxy.golang.org,direct
+ARG GOPROXY
 
 # The modules first: this layer stays until they change.
 COPY go.mod go.sum ./
