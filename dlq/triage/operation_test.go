@@ -390,7 +390,7 @@ func TestRun_lostAnswers(t *testing.T) {
 func TestRun_disconnected(t *testing.T) {
 	t.Parallel()
 	b := setupWith(t, dlq.Config{}, jetstream.StreamConfig{Retention: jetstream.WorkQueuePolicy, Duplicates: 100 * time.Millisecond})
-	const entries = 40
+	const entries = 8 // as many as senders, so that each is claimed while the first of a batch is held
 	b.capture(t, entries)
 	billed := b.consume(t, billing, nil)
 
