@@ -145,7 +145,7 @@ func (w work) row(b *strings.Builder, res results, pair, unit string, notes *foo
 		fmt.Fprintf(b, " | %s", show(v, unit))
 		if base := (key{pair, raw, unit}); l.name != raw {
 			if ratios := res.ratios(base, k); len(ratios) > 0 && throughput(unit) {
-				fmt.Fprintf(b, " (%.2f)", quantile(ratios, 0.5))
+				fmt.Fprintf(b, " (%.2f)", docpage.Quantile(ratios, 0.5))
 			}
 		}
 	}
@@ -196,27 +196,9 @@ func show(v float64, unit string) string {
 	case unitGoroutines:
 		return fmt.Sprintf("%.1f", v)
 	case unitMemory, unitResident:
-		return digits(v/(1<<20)) + " MiB"
+		return docpage.Digits(v/(1<<20)) + " MiB"
 	}
-	const thousand = 1000
-	for _, u := range []string{"ns", "µs", "ms"} {
-		if v < thousand {
-			return digits(v) + " " + u
-		}
-		v /= thousand
-	}
-	return digits(v) + " s"
-}
-
-// digits shows three.
-func digits(v float64) string {
-	switch {
-	case v < 10:
-		return strconv.FormatFloat(v, 'f', 2, 64)
-	case v < 100:
-		return strconv.FormatFloat(v, 'f', 1, 64)
-	}
-	return strconv.FormatFloat(v, 'f', 0, 64)
+	return docpage.Duration(v)
 }
 
 // footnotes says why there is no number.

@@ -4,9 +4,10 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/monotel/monotel/internal/docpage"
 )
 
 // results are what was measured, in the order of the rounds.
@@ -63,7 +64,7 @@ func (r results) median(k key) (float64, bool) {
 	if len(vs) == 0 {
 		return 0, false
 	}
-	return quantile(vs, 0.5), true
+	return docpage.Quantile(vs, 0.5), true
 }
 
 // ratios returns a over b, round by round.
@@ -85,16 +86,4 @@ func (r results) rounds() int {
 		}
 	}
 	return fewest
-}
-
-// quantile returns the value below which the part q of vs lies, between two of
-// them where it has to.
-func quantile(vs []float64, q float64) float64 {
-	vs = slices.Sorted(slices.Values(vs))
-	at := q * float64(len(vs)-1)
-	i := int(at)
-	if i == len(vs)-1 {
-		return vs[i]
-	}
-	return vs[i] + (at-float64(i))*(vs[i+1]-vs[i])
 }

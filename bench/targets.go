@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"math"
 	"strings"
+
+	"github.com/monotel/monotel/internal/docpage"
 )
 
 // A goal is a target of this project: a ratio of one library's number to another's
@@ -96,8 +98,8 @@ func (g goal) measured(res results, transport string) string {
 	if len(vs) == 0 || g.client && transport != loopback {
 		return "–"
 	}
-	mid := quantile(vs, 0.5)
-	text := fmt.Sprintf("%.2f (%.2f–%.2f)", mid, quantile(vs, 0.25), quantile(vs, 0.75))
+	mid := docpage.Quantile(vs, 0.5)
+	text := fmt.Sprintf("%.2f (%.2f–%.2f)", mid, docpage.Quantile(vs, 0.25), docpage.Quantile(vs, 0.75))
 	if g.alone { // the program has a few of its own
 		mid = math.Round(mid*10) / 10
 		text = fmt.Sprintf("%.1f", mid)

@@ -271,14 +271,15 @@ func table(res results, t comparison) (string, error) {
 		for i := range raw {
 			ratios[i] = monotel[i] / raw[i]
 		}
-		ratio := fmt.Sprintf("%.2f (%.2f–%.2f)", quantile(ratios, 0.5), quantile(ratios, 0.25), quantile(ratios, 0.75))
-		if p.ratio > 0 && quantile(ratios, 0.5) > p.ratio {
+		ratio := fmt.Sprintf("%.2f (%.2f–%.2f)",
+			docpage.Quantile(ratios, 0.5), docpage.Quantile(ratios, 0.25), docpage.Quantile(ratios, 0.75))
+		if p.ratio > 0 && docpage.Quantile(ratios, 0.5) > p.ratio {
 			ratio, missed = "**"+ratio+"**", true
 		}
 		allocs, over := allocations(res, p)
 		missed = missed || over
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s |\n",
-			p.title, duration(quantile(raw, 0.5)), duration(quantile(monotel, 0.5)),
+			p.title, docpage.Duration(docpage.Quantile(raw, 0.5)), docpage.Duration(docpage.Quantile(monotel, 0.5)),
 			ratio, target("≤ %.4g", p.ratio), allocs, target("≤ +%.4g", p.allocs))
 	}
 	if len(errs) > 0 {
@@ -299,7 +300,7 @@ func allocations(res results, p pair) (text string, over bool) {
 	if len(raw) == 0 || len(monotel) == 0 {
 		return "", false
 	}
-	r, m := quantile(raw, 0.5), quantile(monotel, 0.5)
+	r, m := docpage.Quantile(raw, 0.5), docpage.Quantile(monotel, 0.5)
 	text = fmt.Sprintf("%.0f → %.0f", r, m)
 	if p.allocs > 0 && m-r > p.allocs {
 		return "**" + text + "**", true
@@ -312,38 +313,4 @@ func target(format string, v float64) string {
 		return ""
 	}
 	return fmt.Sprintf(format, v)
-}
-
-// quantile returns the value below which the part q of vs lies, between two of
-// them where it has to.
-func quantile(vs []float64, q float64) float64 {
-	vs = slices.Sorted(slices.Values(vs))
-	at := q * float64(len(vs)-1)
-	i := int(at)
-	if i == len(vs)-1 {
-		return vs[i]
-	}
-	return vs[i] + (at-float64(i))*(vs[i+1]-vs[i])
-}
-
-// duration shows nanoseconds with three digits.
-func duration(ns float64) string {
-	const thousand = 1000
-	for _, unit := range []string{"ns", "µs", "ms"} {
-		if ns < thousand {
-			return digits(ns) + " " + unit
-		}
-		ns /= thousand
-	}
-	return digits(ns) + " s"
-}
-
-func digits(v float64) string {
-	switch {
-	case v < 10:
-		return strconv.FormatFloat(v, 'f', 2, 64)
-	case v < 100:
-		return strconv.FormatFloat(v, 'f', 1, 64)
-	}
-	return strconv.FormatFloat(v, 'f', 0, 64)
 }

@@ -141,8 +141,8 @@ func TestDuration(t *testing.T) {
 	for ns, want := range map[float64]string{
 		0.5: "0.50 ns", 12.34: "12.3 ns", 456.7: "457 ns", 1000: "1.00 µs", 31_415: "31.4 µs", 2.5e6: "2.50 ms", 3e9: "3.00 s", 9e12: "9000 s",
 	} {
-		if got := duration(ns); got != want {
-			t.Errorf("duration(%v) = %q, want %q", ns, got, want)
+		if got := docpage.Duration(ns); got != want {
+			t.Errorf("docpage.Duration(%v) = %q, want %q", ns, got, want)
 		}
 	}
 }
@@ -151,8 +151,8 @@ func TestQuantile(t *testing.T) {
 	t.Parallel()
 	vs := []float64{4, 1, 3, 2}
 	for q, want := range map[float64]float64{0: 1, 0.25: 1.75, 0.5: 2.5, 1: 4} {
-		if got := quantile(vs, q); got != want {
-			t.Errorf("quantile(%v) = %v, want %v", q, got, want)
+		if got := docpage.Quantile(vs, q); got != want {
+			t.Errorf("docpage.Quantile(%v) = %v, want %v", q, got, want)
 		}
 	}
 	if vs[0] != 4 {

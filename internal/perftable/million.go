@@ -65,14 +65,14 @@ func millionSection(res results) (docpage.Section, error) {
 			errs = append(errs, fmt.Errorf("%s/impl=%s: no run has %s", benchMillion, impl, unit))
 			return 0
 		}
-		return quantile(vs, 0.5)
+		return docpage.Quantile(vs, 0.5)
 	}
 	read := value(implRead, unitSeconds)
 	for _, f := range figures {
 		var took, times, rate, rateTarget, memory, memoryTarget string
 		if f.rate == 0 && f.asked == 0 {
 			s := value(f.impl, unitSeconds)
-			took = mark(digits(s)+" s", f.seconds > 0 && s > f.seconds)
+			took = mark(docpage.Digits(s)+" s", f.seconds > 0 && s > f.seconds)
 			if f.impl != implRead {
 				times = fmt.Sprintf("%.2f", s/read)
 			}
