@@ -20,7 +20,7 @@ tool := go tool -modfile="$(CURDIR)/tools/go.mod"
 # Modules inside this one, as far as they exist. tools has no code of its own.
 inner := $(filter-out tools,$(patsubst %/go.mod,%,$(wildcard */go.mod examples/*/go.mod)))
 # These only pin programs of others.
-pinned := $(patsubst %/go.mod,%,$(wildcard dashboards/tools/go.mod e2e/images/*/go.mod))
+pinned := $(patsubst %/go.mod,%,$(wildcard e2e/images/*/go.mod))
 
 # Settings of the tasks: make unit PKG=./mono RUN=TestStop
 PKG         ?= ./...
@@ -33,6 +33,8 @@ ROUNDS      ?= 10
 COMPARISONS ?= 5
 SCALES      ?= 1
 KILLS       ?= 200
+# Tests of a package that run at a time. They wait more than they compute.
+PARALLEL    ?= 4
 DEADLETTERS ?= 1000000
 
 .PHONY: help
@@ -43,10 +45,15 @@ help: ## list the tasks
 	@echo "  bench takes BENCH=Name, BENCHTIME=1s and COUNT=10 as well."
 
 # What counts allocations and what is over in seconds comes first. The others wait
-# for servers more than they compute, and wait together.
+# for servers more than they compute, and wait together. What two of them need is
+# built once, before both.
 .PHONY: test
 test: race-ready check-fmt check-tidy vet build allocs ## the whole check: what must pass before a change lands
 	@$(MAKE) --no-print-directory -j3 --output-sync=line SIDE_BY_SIDE=1 race e2e lint modules
+
+ifdef SIDE_BY_SIDE
+modules: images
+endif
 
 .PHONY: unit
 unit: ## only the tests, without the race detector
@@ -56,7 +63,7 @@ unit: ## only the tests, without the race detector
 .PHONY: race
 race: race-ready ## only the tests, with the race detector and in random order
 	@echo "==> run the tests with the race detector, in random order"
-	@go test -race -shuffle=on -timeout=$(TIMEOUT) -run='$(RUN)' $(PKG)
+	@go test -race -shuffle=on -parallel=$(PARALLEL) -timeout=$(TIMEOUT) -run='$(RUN)' $(PKG)
 
 .PHONY: lint
 lint: ## run the linters
@@ -77,17 +84,16 @@ tidy: ## tidy go.mod and go.sum of every module
 modules: ## only the tests of the modules inside this one, but for e2e; promtool is built the first time, which takes minutes
 	@for m in $(filter-out e2e,$(inner)); do echo "==> run the tests of $$m"; (cd "$$m" && go test -timeout=$(TIMEOUT) ./...) || exit 1; done
 
-.PHONY: images
-images: ## build the programs and the images of the end-to-end run from Go modules, about 15 minutes the first time
-	@e2e/images/build $(if $(filter process,$(E2E_RUNTIME)),--binaries-only)
-
 # Without a Docker engine the same programs run as local processes.
 runtime = $(or $(E2E_RUNTIME),$(shell { docker info && { docker compose version || docker-compose version; }; } >/dev/null 2>&1 && echo docker || echo process))
 
+.PHONY: images
+images: ## build the programs and the images of the end-to-end run from Go modules, about 15 minutes the first time
+	@runtime=$(runtime) && e2e/images/build $$([ $$runtime = docker ] || echo --binaries-only)
+
 .PHONY: e2e
-e2e: ## start the whole stack and look at it from outside: Jaeger, Prometheus, faults; E2E_RUNTIME=process does without Docker
-	@runtime=$(runtime) && e2e/images/build $$([ $$runtime = docker ] || echo --binaries-only) && \
-	echo "==> run the end-to-end tests ($$runtime)" && \
+e2e: images ## start the whole stack and look at it from outside: Jaeger, Prometheus, faults; E2E_RUNTIME=process does without Docker
+	@runtime=$(runtime) && echo "==> run the end-to-end tests ($$runtime)" && \
 	cd e2e && go test ./images/... && E2E_RUNTIME=$$runtime go test -count=1 -timeout=$(TIMEOUT) -run='$(RUN)' -v .
 
 .PHONY: demo

@@ -13,6 +13,7 @@ import (
 
 const (
 	backlog    = 20_000
+	tellingBy  = 5 // so many times as much where a target rests on it: 20 000 take a tenth of a second
 	slowWork   = 2 * time.Millisecond
 	slowEvents = 200 // for each handler that runs at a time
 	minFanOut  = 200
@@ -28,6 +29,9 @@ func measureConsume(ctx context.Context, b *bench) (result, error) {
 		batch: b.param("batch"), concurrency: max(b.param("concurrency"), 1),
 	}
 	n := b.count(backlog)
+	if b.telling() {
+		n = b.count(tellingBy * backlog)
+	}
 	switch b.work {
 	case "SlowHandler":
 		p.batch = 1

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/monotel/monotel/internal/docpage"
@@ -77,6 +78,13 @@ var goals = []goal{
 
 // consumeDefault is consuming with monotel's defaults.
 const consumeDefault = "ConsumeAck/batch=10/concurrency=1"
+
+// telling reports whether a target rests on the cell.
+func (c cell) telling() bool {
+	return c.size == smallSize && slices.ContainsFunc(goals, func(g goal) bool {
+		return strings.HasPrefix(c.pair(), g.work+"/transport=")
+	})
+}
 
 func targetTable(res results) string {
 	var b strings.Builder

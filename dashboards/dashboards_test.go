@@ -290,10 +290,11 @@ func TestRules(t *testing.T) {
 		{"check", "rules", "--lint=all", "--lint-fatal", "rules/recording.yml", "rules/alerts.yml"},
 		append([]string{"test", "rules"}, tests...),
 	} {
-		// Built as for the e2e images, so that the two share what is compiled. It is not
-		// `go tool`, which takes no -tags.
+		// Built as for the e2e images, so that what is compiled for them serves here. It
+		// is not `go tool`, which takes no -tags.
 		build := []string{
-			"run", "-modfile=tools/go.mod", "-trimpath", "-tags=remove_all_sd", "github.com/prometheus/prometheus/cmd/promtool",
+			"run", "-modfile=../e2e/images/prometheus/go.mod", "-trimpath", "-buildvcs=false", "-tags=remove_all_sd",
+			"github.com/prometheus/prometheus/cmd/promtool",
 		}
 		cmd := exec.CommandContext(t.Context(), "go", slices.Concat(build, args)...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

@@ -113,22 +113,22 @@ func everything(t *testing.T, app *messaging.Telemetry) {
 	c.CaptureDeadLetters([]string{"panic"})
 	c.SetState(&messaging.ConsumerState{Pending: 1, AckPending: 1, Limit: 1, Waiting: 1, Oldest: now})
 	app.SetOpenDeadLetters("DLQ", []messaging.OpenDeadLetters{{Consumer: "billing", Count: 1, Oldest: now}})
-	for attempt := uint64(1); attempt <= 2; attempt++ {
+	for attempt := uint32(1); attempt <= 2; attempt++ {
 		for _, kind := range []messaging.Settlement{messaging.Ack, messaging.Nak, messaging.NakDelay, messaging.Term} {
-			d := &messaging.Delivery{}
-			c.Start(t.Context(), d, &messaging.Message{Attempt: attempt, Stored: now}, now)
-			failed := c.Settle(d, kind)
+			d := &messaging.Delivery{Attempt: attempt, Stored: now.UnixNano()}
+			ctx := c.Start(t.Context(), d, &messaging.Message{}, now)
+			failed := c.Settle(ctx, d, kind)
 			failed.End(fail, now, false, nil)
-			sent := c.Settle(d, kind)
+			sent := c.Settle(ctx, d, kind)
 			sent.End(nil, now, true, fail)
 		}
 	}
-	left := &messaging.Delivery{}
-	c.Start(t.Context(), left, &messaging.Message{Attempt: 1, Stored: now}, now)
-	left.Return(nil)
+	left := &messaging.Delivery{Attempt: 1, Stored: now.UnixNano()}
+	ctx := c.Start(t.Context(), left, &messaging.Message{}, now)
+	c.Return(ctx, left, nil)
 	c.Extended(nil)
 	for _, err := range []error{nil, fail} {
-		o := c.Capture(t.Context(), left, &messaging.Message{}, "DLQ", "panic")
+		o := c.Capture(ctx, left, &messaging.Message{}, "DLQ", "panic")
 		o.End(true, err)
 	}
 	for _, failed := range []bool{true, false} {

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/nats-io/nats.go"
 )
@@ -58,6 +59,7 @@ func TestParseAckReply(t *testing.T) {
 			if tt.ok && got != tt.want {
 				t.Errorf("parseAckReply(%q) finds %+v, want %+v", tt.give, got, tt.want)
 			}
+			checkAckReply(t, tt.give, &got, tt.ok)
 		})
 	}
 }
@@ -82,6 +84,59 @@ func TestParseAckReply_doesNotAllocate(t *testing.T) {
 	}
 }
 
+// checkAckReply compares ackReply.read with parseAckReply, which found want.
+func checkAckReply(t *testing.T, reply string, want *Metadata, ok bool) {
+	t.Helper()
+	names := want.Stream + "." + want.Consumer + "."
+	if !ok {
+		names = "orders.audit."
+	}
+	var got ackReply
+	if got.read(reply, names) != ok {
+		t.Fatalf("ackReply.read(%q, %q) = %v, want %v", reply, names, !ok, ok)
+	}
+	if !ok {
+		return
+	}
+	facts := ackReply{
+		deliveries: want.NumDelivered, sequence: want.Sequence.Stream, consumerSequence: want.Sequence.Consumer,
+		stored: want.Timestamp.UnixNano(),
+	}
+	if got != facts {
+		t.Errorf("ackReply.read(%q) finds %+v, want %+v", reply, got, facts)
+	}
+	if got.read(reply, want.Stream+"2."+want.Consumer+".") || got.read(reply, want.Stream+"."+want.Consumer+"2.") {
+		t.Errorf("ackReply.read(%q) takes the delivery of another consumer for its own", reply)
+	}
+}
+
+func TestDelivery_size(t *testing.T) {
+	t.Parallel()
+	const most = 192 // a size class of Go's
+	if n := unsafe.Sizeof(Msg{}) + unsafe.Sizeof(delivery{}); n > most {
+		t.Errorf("a message that is delivered takes %d bytes, want at most %d", n, most)
+	}
+}
+
+func BenchmarkAckReply(b *testing.B) {
+	for _, reply := range []string{
+		"$JS.ACK.orders.audit.2.30.41.1700000000123456789.5", "$JS.ACK._.Acc0unt.orders.audit.2.30.41.1700000000123456789.5.r4nd",
+	} {
+		b.Run("all", func(b *testing.B) {
+			var m Metadata
+			for b.Loop() {
+				parseAckReply(reply, &m)
+			}
+		})
+		b.Run("read", func(b *testing.B) {
+			var a ackReply
+			for b.Loop() {
+				a.read(reply, "orders.audit.")
+			}
+		})
+	}
+}
+
 // FuzzParseAckReply compares with nats.go, which takes more: where it reads a
 // zero from what is no number, parseAckReply refuses.
 func FuzzParseAckReply(f *testing.F) {
@@ -101,6 +156,7 @@ func FuzzParseAckReply(f *testing.F) {
 	f.Fuzz(func(t *testing.T, reply string) {
 		var got Metadata
 		ok := parseAckReply(reply, &got)
+		checkAckReply(t, reply, &got, ok)
 		want, err := (&nats.Msg{Reply: reply, Sub: new(nats.Subscription)}).Metadata()
 		if err != nil {
 			if ok {

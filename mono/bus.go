@@ -330,15 +330,51 @@ func (r *run) publishStream(ctx context.Context, d *destination, msg *Msg, op *m
 	if err != nil {
 		return nil, r.publishError(msg.Subject, len(msg.Data), err)
 	}
-	op.Stored(ack.Stream, ack.Sequence, ack.Duplicate)
-	return &PubAck{*ack}, nil
+	op.Stored(ack.ack.Stream, ack.ack.Sequence, ack.ack.Duplicate)
+	return ack, nil
 }
 
-func (r *run) store(ctx context.Context, msg *Msg, header Header) (*jetstream.PubAck, error) {
-	if len(header) == 0 {
-		return r.js.Publish(ctx, msg.Subject, msg.Data) // keeps its nats.Msg on the stack
+// ackTimeout is how long to wait for an acknowledgement where the context has no
+// deadline, as nats.go does.
+const ackTimeout = 5 * time.Second
+
+// store publishes and waits for the acknowledgement. It is what nats.go's PublishMsg
+// does, but for the reading of the acknowledgement, see scanPubAck.
+func (r *run) store(ctx context.Context, msg *Msg, header Header) (*PubAck, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, ackTimeout)
+		defer cancel()
 	}
-	return r.js.PublishMsg(ctx, &nats.Msg{Subject: msg.Subject, Header: header, Data: msg.Data})
+	nm := nats.Msg{Subject: msg.Subject, Header: header, Data: msg.Data}
+	for retries := 0; ; retries++ {
+		answer, err := r.nc.RequestMsgWithContext(ctx, &nm)
+		switch {
+		case errors.Is(err, nats.ErrNoResponders) && retries < noStreamRetries && wait(ctx, noStreamWait):
+			continue
+		case errors.Is(err, nats.ErrNoResponders):
+			return nil, jetstream.ErrNoStreamResponse
+		case err != nil:
+			return nil, err
+		}
+		ack, err := decodePubAck(answer, "")
+		if err != nil {
+			return nil, err
+		}
+		return &PubAck{ack}, nil
+	}
+}
+
+// wait waits for d, and reports whether ctx has not ended before.
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // publishError says what was refused, where, and what to do about it.

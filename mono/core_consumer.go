@@ -88,7 +88,7 @@ func (c *coreConsumer) receive(nm *nats.Msg) {
 	var d messaging.Delivery
 	c.busy.Lock()
 	defer func() {
-		d.Return(err)
+		c.tel.Return(m.Context(), &d, err)
 		c.busy.Unlock()
 		if err != nil {
 			c.report(m.ctx, err)
@@ -97,7 +97,11 @@ func (c *coreConsumer) receive(nm *nats.Msg) {
 			c.replace()
 		}
 	}()
-	m.ctx = c.tel.Start(c.work, &d, &messaging.Message{Subject: nm.Subject, Header: nm.Header, Size: len(nm.Data)}, time.Now())
+	var now time.Time
+	if c.tel.Timed(c.work) {
+		now = time.Now()
+	}
+	m.ctx = c.tel.Start(c.work, &d, &messaging.Message{Subject: nm.Subject, Header: nm.Header, Size: len(nm.Data)}, now)
 	err = c.call(m)
 	returned = true
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"os"
 	"reflect"
@@ -102,9 +103,11 @@ func (r *run) bridgeConfig(stream string) dlq.BridgeConfig {
 		Ours: func(stream, consumer string) bool { return ours[[2]string{stream, consumer}] },
 		Log:  r.log,
 		Trace: func(ctx context.Context, rec *dlq.Record) (context.Context, Header) {
-			op := tel.Capture(ctx, &messaging.Delivery{}, &messaging.Message{
-				Subject: rec.Subject, Header: rec.Header, Attempt: rec.Deliveries, StreamSequence: rec.StreamSequence,
-				Stream: rec.Stream, Consumer: rec.Consumer,
+			op := tel.Capture(ctx, &messaging.Delivery{
+				Attempt:  uint32(min(rec.Deliveries, math.MaxUint32)), //nolint:gosec // see min
+				Sequence: rec.StreamSequence,
+			}, &messaging.Message{
+				Subject: rec.Subject, Header: rec.Header, Stream: rec.Stream, Consumer: rec.Consumer,
 			}, stream, string(rec.Reason))
 			return context.WithValue(ctx, captureKey{}, &op), op.Header
 		},
@@ -154,8 +157,8 @@ const maxPasts = 16_384
 func (p *pasts) of(m *Msg) *past {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	known := p.all[m.meta.Sequence.Stream]
-	if known == nil || !known.stored.Equal(m.meta.Timestamp) {
+	known := p.all[m.sequence()]
+	if known == nil || !known.stored.Equal(m.stored()) {
 		return nil
 	}
 	copied := *known
@@ -169,10 +172,10 @@ func (p *pasts) note(m *Msg, change func(*past)) {
 	if p.all == nil || len(p.all) >= maxPasts {
 		p.all = make(map[uint64]*past) // others settle them too, so there is no telling which are of use
 	}
-	known := p.all[m.meta.Sequence.Stream]
-	if known == nil || !known.stored.Equal(m.meta.Timestamp) {
-		known = &past{stored: m.meta.Timestamp}
-		p.all[m.meta.Sequence.Stream] = known
+	known := p.all[m.sequence()]
+	if known == nil || !known.stored.Equal(m.stored()) {
+		known = &past{stored: m.stored()}
+		p.all[m.sequence()] = known
 	}
 	change(known)
 }
@@ -180,14 +183,14 @@ func (p *pasts) note(m *Msg, change func(*past)) {
 func (p *pasts) forget(m *Msg) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.all, m.meta.Sequence.Stream)
+	delete(p.all, m.sequence())
 }
 
 // failed notes a failed attempt.
 func (p *pasts) failed(m *Msg) {
 	p.note(m, func(k *past) {
 		k.left = false
-		if k.firstFailed.IsZero() && m.meta.NumDelivered == 1 {
+		if k.firstFailed.IsZero() && m.attempt() == 1 {
 			k.firstFailed = time.Now()
 		}
 	})
@@ -198,7 +201,7 @@ func (p *pasts) failed(m *Msg) {
 // replay to be stored, and those whose every attempt ended without an outcome, as
 // when the handler brings the process down.
 func (c *streamConsumer) sift(batch []*Msg) []*Msg {
-	if c.rt.dead == nil || !slices.ContainsFunc(batch, func(m *Msg) bool { return m.meta.NumDelivered > 1 }) {
+	if c.rt.dead == nil || !slices.ContainsFunc(batch, func(m *Msg) bool { return m.attempt() > 1 }) {
 		return batch
 	}
 	rest := make([]*Msg, 0, len(batch))
@@ -215,14 +218,14 @@ func (c *streamConsumer) sift(batch []*Msg) []*Msg {
 
 // condemned returns the verdict on a message that has just arrived, or nil.
 func (c *streamConsumer) condemned(m *Msg) *verdict {
-	if m.meta.NumDelivered <= 1 {
+	if m.attempt() <= 1 {
 		return nil
 	}
 	known := c.pasts.of(m)
 	if known != nil && known.verdict != nil {
 		return known.verdict
 	}
-	if m.meta.NumDelivered <= crashReserve || !c.retry.last(m.meta.NumDelivered-crashReserve) {
+	if m.attempt() <= crashReserve || !c.retry.last(m.attempt()-crashReserve) {
 		if known == nil {
 			return c.before(m)
 		}
@@ -234,7 +237,7 @@ func (c *streamConsumer) condemned(m *Msg) *verdict {
 	return &verdict{
 		reason: dlq.ReasonCrashed,
 		text: fmt.Sprintf("delivered %d times without an outcome: the process ended, was stopped, or lost its connection while it was handled",
-			m.meta.NumDelivered-1),
+			m.attempt()-1),
 	}
 }
 
@@ -263,8 +266,8 @@ func (c *streamConsumer) before(m *Msg) *verdict {
 		}
 	}
 	holds, err := dead.store.Holds(ctx, &dlq.Record{
-		ID:     dlq.ID(c.info.Stream, *c.created.Load(), c.info.Durable, m.meta.Sequence.Stream),
-		Stream: c.info.Stream, Consumer: c.info.Durable, Stored: m.meta.Timestamp,
+		ID:     dlq.ID(c.info.Stream, *c.created.Load(), c.info.Durable, m.sequence()),
+		Stream: c.info.Stream, Consumer: c.info.Durable, Stored: m.stored(),
 	})
 	if err != nil {
 		dead.pause()
@@ -318,7 +321,7 @@ func (c *streamConsumer) deadLetter(m *Msg, v verdict) error {
 func (c *streamConsumer) capture(ctx context.Context, m *Msg, v verdict) (id string, err error) {
 	dead := c.rt.dead
 	msg := c.message(m)
-	op := c.tel.Capture(ctx, &m.tel, &msg, dead.stream, string(v.reason))
+	op := c.tel.Capture(m.Context(), &m.tel, &msg, dead.stream, string(v.reason))
 	captured := false
 	defer func() { op.End(captured, err) }()
 	if dead.isPaused() {
@@ -365,13 +368,13 @@ func (d *deadLetters) restore(ctx context.Context) error {
 func (c *streamConsumer) record(m *Msg, v verdict) *dlq.Record {
 	dead := c.rt.dead
 	r := &dlq.Record{
-		ID:     dlq.ID(c.info.Stream, *c.created.Load(), c.info.Durable, m.meta.Sequence.Stream),
+		ID:     dlq.ID(c.info.Stream, *c.created.Load(), c.info.Durable, m.sequence()),
 		Reason: v.reason, ReasonText: v.text,
 		Subject: m.Subject, Header: c.ownHeader(m), Data: slices.Clone(m.Data),
 		Event:  c.info.Event.String(),
-		Stream: c.info.Stream, StreamCreated: *c.created.Load(), StreamSequence: m.meta.Sequence.Stream,
-		Consumer: c.info.Durable, ConsumerSequence: m.meta.Sequence.Consumer,
-		Deliveries: m.meta.NumDelivered, Stored: m.meta.Timestamp, Failed: time.Now(),
+		Stream: c.info.Stream, StreamCreated: *c.created.Load(), StreamSequence: m.sequence(),
+		Consumer: c.info.Durable, ConsumerSequence: m.consumerSequence,
+		Deliveries: m.attempt(), Stored: m.stored(), Failed: time.Now(),
 		App: dead.app, AppVersion: dead.appVersion, Module: c.info.Module, Host: dead.host,
 	}
 	if known := c.pasts.of(m); known != nil {

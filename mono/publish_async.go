@@ -91,11 +91,16 @@ func (f *PubAckFuture) settle(ack jetstream.PubAck, err error) {
 	}
 }
 
+// A publish that finds no stream is sent again, as nats.go does: the stream may be
+// changing hands or electing a leader.
+const (
+	noStreamRetries = 2
+	noStreamWait    = 250 * time.Millisecond
+)
+
 const (
 	asyncAckTimeout = 30 * time.Second
 	asyncSweep      = time.Second
-	asyncRetries    = 2 // of a publish that found no stream, as nats.go does
-	asyncRetryWait  = 250 * time.Millisecond
 	asyncSlotBits   = 16 // of a token; maxPublishWindow fits
 	asyncTokenBase  = 36
 	maxSafeDigits   = 19 // of a decimal number that is surely a uint64
@@ -225,11 +230,10 @@ func (p *asyncPublisher) receive(m *nats.Msg) {
 		p.mu.Unlock()
 		return
 	}
-	if errors.Is(err, jetstream.ErrNoStreamResponse) && f.retries < asyncRetries {
-		// A stream may be changing hands or electing a leader.
+	if errors.Is(err, jetstream.ErrNoStreamResponse) && f.retries < noStreamRetries {
 		f.retries++
 		p.mu.Unlock()
-		time.AfterFunc(asyncRetryWait, func() { p.resend(token) })
+		time.AfterFunc(noStreamWait, func() { p.resend(token) })
 		return
 	}
 	if f.msg.injected && isTooLarge(err) { // perhaps by the trace context

@@ -54,7 +54,7 @@ type puller struct {
 	outstanding int             // asked for and not here yet
 	held        map[uint64]*Msg // here, until their handler has returned; by stream sequence
 	echoes      map[uint64]*Msg // may come again although they were settled here, see expectEchoes
-	echoesUntil time.Time
+	echoesUntil time.Duration
 }
 
 // pullAhead is how many times the messages in work are asked for in advance, so
@@ -118,14 +118,14 @@ func (p *puller) receive(nm *nats.Msg) {
 		return
 	}
 	m, ok := p.c.toMsg(nm)
-	if !ok || m.meta.Stream != p.c.info.Stream || m.meta.Consumer != p.c.info.Durable {
+	if !ok {
 		return // not an answer to our request: somebody knows the inbox
 	}
 	if p.refusal.Load() != nil {
 		p.refusal.Store(nil)
 	}
-	seq := m.meta.Sequence.Stream
-	m.touch(time.Now())
+	seq := m.sequence()
+	m.touch(uptime())
 	p.mu.Lock()
 	p.outstanding = max(p.outstanding-1, 0)
 	old := p.held[seq]
@@ -151,18 +151,18 @@ func (p *puller) receive(nm *nats.Msg) {
 // this process was stopped for a while, or because the server missed the
 // settlement. That of old counts for both.
 func (p *puller) supersedes(m, old *Msg) bool {
-	if !old.meta.Timestamp.Equal(m.meta.Timestamp) {
+	if old.tel.Stored != m.tel.Stored {
 		// Another message: the stream was made anew. An ack of old would reach m.
 		old.state.CompareAndSwap(stateOpen, stateGone)
 		return true
 	}
 	switch old.state.Load() {
 	case stateOpen:
-		return p.held[m.meta.Sequence.Stream] != old // its handler has returned and left it
+		return p.held[m.sequence()] != old // its handler has returned and left it
 	case stateReturned:
 		return true
 	case stateSettled:
-		if err := p.c.reply(m, old.final); err != nil {
+		if err := p.c.reply(m, *old.final); err != nil {
 			p.c.report(slog.LevelWarn, "settlement not sent again, the message comes back after AckWait", m, err)
 		}
 	}
@@ -299,14 +299,14 @@ func (p *puller) expectEchoes() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.echoes = maps.Clone(p.held)
-	p.echoesUntil = time.Now().Add(max(atLeast, 2*p.c.server.AckWait))
+	p.echoesUntil = uptime() + max(atLeast, 2*p.c.server.AckWait)
 }
 
 // release makes room: the handler of these messages has returned.
 func (p *puller) release(batch []*Msg) {
 	p.mu.Lock()
 	for _, m := range batch {
-		if seq := m.meta.Sequence.Stream; p.held[seq] == m {
+		if seq := m.sequence(); p.held[seq] == m {
 			delete(p.held, seq)
 		}
 	}
@@ -327,14 +327,14 @@ func (p *puller) run() {
 	refused := time.NewTimer(0)
 	defer refused.Stop()
 	var seen uint64
-	last := time.Now()
+	last := uptime()
 	for {
 		select {
 		case <-p.stopRun:
 			return
 		case <-leases.C:
-			now := time.Now()
-			if now.Sub(last) > p.c.server.AckWait { // this process was stopped for a while
+			now := uptime()
+			if now-last > p.c.server.AckWait { // this process was stopped for a while
 				p.expectEchoes()
 			}
 			last = now
@@ -361,10 +361,10 @@ func retryWait() time.Duration {
 	return least + rand.N(spread) //nolint:gosec // nobody gains by guessing it
 }
 
-func (p *puller) extendLeases(now time.Time, lease time.Duration) {
+func (p *puller) extendLeases(now, lease time.Duration) {
 	var due []*Msg
 	p.mu.Lock()
-	if now.After(p.echoesUntil) {
+	if now > p.echoesUntil {
 		p.echoes = nil
 	}
 	for _, m := range p.held {

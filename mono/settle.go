@@ -47,7 +47,7 @@ var nakOnLast = verdict{reason: dlq.ReasonAttemptsExhausted, text: "nak on the l
 // settle is the one place where a delivery leaves this process: each ack, nak,
 // term and dead letter goes through here and nowhere else.
 func (c *streamConsumer) settle(m *Msg, s settlement) error {
-	attempt := m.meta.NumDelivered
+	attempt := m.attempt()
 	switch s.kind {
 	case settleAck:
 		return c.ack(m)
@@ -79,7 +79,7 @@ func (c *streamConsumer) ack(m *Msg) error {
 				return c.hold(m, verdict{resolved: true}, err)
 			}
 		}
-		if m.meta.NumDelivered > 1 {
+		if m.attempt() > 1 {
 			c.pasts.forget(m)
 		}
 	}
@@ -88,7 +88,7 @@ func (c *streamConsumer) ack(m *Msg) error {
 
 // settleError follows a handler's error, which is an instruction.
 func (c *streamConsumer) settleError(m *Msg, err error) error {
-	attempt := m.meta.NumDelivered
+	attempt := m.attempt()
 	if c.work.Err() != nil {
 		// Stop cut the handler short. That says nothing about the message, so it
 		// is handed back, whatever the number of its attempts. The server writes
@@ -138,11 +138,18 @@ func (c *streamConsumer) term(ctx context.Context, m *Msg, body []byte, cause er
 
 func (c *streamConsumer) sendWith(m *Msg, kind messaging.Settlement, body []byte, cause error, send func(*Msg, []byte) error) error {
 	if kind == messaging.Ack || kind == messaging.Term {
-		m.final = body
+		m.final = &wireAck
+		if kind == messaging.Term {
+			m.final = new(body)
+		}
 	}
-	now := time.Now() // once for all: reading the clock is no small part of what is recorded
-	late := m.lapsed.Load() || m.untouched(now) > c.server.AckWait
-	op := c.tel.Settle(&m.tel, kind)
+	ctx := m.Context()
+	var now time.Time
+	if c.tel.Timed(ctx) { // reading the clock is no small part of what is recorded
+		now = time.Now()
+	}
+	late := m.lapsed.Load() || m.untouched(uptime()) > c.server.AckWait
+	op := c.tel.Settle(ctx, &m.tel, kind)
 	err := send(m, body)
 	op.End(err, now, late, cause)
 	return err
@@ -180,7 +187,7 @@ func oneLine(s string) string {
 }
 
 func (c *streamConsumer) inProgress(m *Msg) error {
-	now := time.Now()
+	now := uptime()
 	err := c.reply(m, wireProgress)
 	c.tel.Extended(err)
 	// While there is no connection it waits here, and so does the lease's end.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -200,6 +201,8 @@ type streamConsumer struct {
 	handle HandleFunc
 	work   context.Context //nolint:containedctx // ends when Stop runs out of time
 
+	names  string          // of stream and consumer, see ackReply
+
 	created atomic.Pointer[time.Time] // when the stream was made
 	pasts   pasts
 
@@ -220,6 +223,7 @@ func newStreamConsumer(rt *run, r *streamRegistration, mw []Middleware) *streamC
 		retry:  r.cfg.Retry,
 		tel:    rt.tel.Consumer(messaging.Route{Template: r.info.Event.Subject, Group: r.info.Durable, Stream: r.info.Stream}),
 		work:   messaging.Bare(rt.work),
+		names:  r.info.Stream + "." + r.info.Durable + ".",
 	}
 	rt.topologyMu.Lock() // a publish may find that a stream is gone, and have it made again
 	created := rt.created[r.info.Stream]
@@ -319,10 +323,7 @@ func (c *streamConsumer) begin(batch []*Msg, call *messaging.Batch) (ctx context
 // message is what telemetry wants to know of a delivery.
 func (*streamConsumer) message(m *Msg) messaging.Message {
 	return messaging.Message{
-		Subject: m.Subject, Header: m.Header, Size: len(m.Data),
-		Stored: m.meta.Timestamp, Attempt: m.meta.NumDelivered,
-		StreamSequence: m.meta.Sequence.Stream, ConsumerSequence: m.meta.Sequence.Consumer,
-		Links: m.links(),
+		Subject: m.Subject, Header: m.Header, Size: len(m.Data), ConsumerSequence: m.consumerSequence, Links: m.links(),
 	}
 }
 
@@ -331,7 +332,7 @@ func (c *streamConsumer) settleRest(batch []*Msg, err error) {
 	for _, m := range batch {
 		switch state := m.state.Load(); {
 		case state == stateGone:
-			m.tel.Abandon(err)
+			c.tel.Abandon(m.Context(), &m.tel, err)
 			continue
 		case state != stateOpen:
 			m.leave(err)
@@ -418,7 +419,7 @@ func (c *streamConsumer) report(level slog.Level, text string, m *Msg, err error
 }
 
 func messageAttrs(m *Msg) []slog.Attr {
-	return []slog.Attr{slog.Uint64("stream_sequence", m.meta.Sequence.Stream), slog.Uint64("attempt", m.meta.NumDelivered)}
+	return []slog.Attr{slog.Uint64("stream_sequence", m.sequence()), slog.Uint64("attempt", m.attempt())}
 }
 
 func consumerAttrs(i Consumer) []slog.Attr {
@@ -465,17 +466,25 @@ func (l *logLimiter) allow(level slog.Level, now time.Time) (left uint64, ok boo
 }
 
 // toMsg wraps a message that the server delivered.
+// toMsg makes a delivery of what has arrived, if it is one of this consumer.
 func (c *streamConsumer) toMsg(nm *nats.Msg) (*Msg, bool) {
+	var at ackReply
+	if !at.read(nm.Reply, c.names) {
+		return nil, false
+	}
 	both := &struct { // one allocation
 		msg Msg
 		del delivery
 	}{
 		msg: Msg{Subject: nm.Subject, Data: nm.Data, Header: nm.Header, ctx: c.work},
-		del: delivery{consumer: c, reply: nm.Reply},
+		del: delivery{consumer: c, reply: nm.Reply, consumerSequence: at.consumerSequence},
 	}
-	both.msg.delivery = &both.del
+	m := &both.msg
+	m.delivery = &both.del
+	m.tel.Sequence, m.tel.Stored = at.sequence, at.stored
+	m.tel.Attempt = uint32(min(at.deliveries, math.MaxUint32)) //nolint:gosec // see min
 	if nm.Subject != c.info.Event.Subject {
-		c.unwrap(&both.msg)
+		c.unwrap(m)
 	}
-	return &both.msg, parseAckReply(nm.Reply, &both.del.meta)
+	return m, true
 }

@@ -63,24 +63,25 @@ type benchMessage struct {
 func newBenchMessage(t *Telemetry) *benchMessage {
 	const template = "events.shop.v1.order-placed"
 	b := &benchMessage{p: t.Publisher(template), c: t.Consumer(Route{Template: template, Group: "billing", Stream: "orders"})}
-	b.m = Message{Subject: template, Size: 256, Stored: time.Now(), Attempt: 1, StreamSequence: 17, ConsumerSequence: 17}
+	b.m = Message{Subject: template, Size: 256, ConsumerSequence: 17}
+	b.d = Delivery{Sequence: 17, Stored: time.Now().UnixNano(), Attempt: 1}
 	return b
 }
 
 func (b *benchMessage) publish(ctx context.Context) {
 	_, o := b.p.Start(ctx)
 	b.h, _ = o.Inject(b.m.Subject, nil, b.m.Size, false)
-	o.Stored("orders", b.m.StreamSequence, false)
+	o.Stored("orders", b.d.Sequence, false)
 	o.End(nil)
 }
 
 func (b *benchMessage) consume(ctx context.Context) {
 	d := &b.d
-	*d = Delivery{}
+	*d = Delivery{Sequence: d.Sequence, Stored: d.Stored, Attempt: d.Attempt}
 	b.m.Header = b.h
 	now := time.Now() // what a batch and the lease need anyway
-	b.c.Start(ctx, d, &b.m, now)
-	s := b.c.Settle(d, Ack)
+	ctx = b.c.Start(ctx, d, &b.m, now)
+	s := b.c.Settle(ctx, d, Ack)
 	s.End(nil, now, false, nil)
 }
 

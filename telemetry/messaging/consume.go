@@ -174,14 +174,11 @@ func (c *Consumer) observe(o metric.Observer) {
 	c.observeState(o)
 }
 
-// A Message is what a delivery says of itself.
+// A Message is what a delivery brings.
 type Message struct {
 	Subject          string
 	Header           nats.Header
 	Size             int
-	Stored           time.Time // when the server stored it; zero for core NATS
-	Attempt          uint64    // counted from 1; 0 for core NATS
-	StreamSequence   uint64
 	ConsumerSequence uint64
 
 	// Of a consumer that is not the App's: where it consumes, and as who.
@@ -193,37 +190,48 @@ type Message struct {
 }
 
 // A Delivery is one message in the hands of a handler. It is meant to be part of
-// a larger struct. Its methods are safe for concurrent use once Start has
-// returned; the zero value records nothing but settlements.
+// a larger struct, and there is one for each message, so it is small. What is done
+// with it is safe for concurrent use once Start has returned; of the zero value
+// nothing is recorded but settlements.
 type Delivery struct {
-	c        *Consumer
-	ctx      context.Context       //nolint:containedctx // that of the span
-	span     trace.Span            // nil: there is none
-	attrs    *[]attribute.KeyValue // of the span, set when it ends; nil if it does not record
-	begin    time.Time
-	stored   time.Time
-	attempt  uint64
-	sequence uint64
-	ended    atomic.Bool
-	left     atomic.Bool // the handler has returned
+	// What the server says of the delivery, to be set before Start; zero for core
+	// NATS.
+	Sequence uint64 // in the stream
+	Stored   int64  // when the stream stored it, as Unix time in nanoseconds
+	Attempt  uint32 // counted from 1
+
+	flags atomic.Uint32
+	begin time.Duration         // since epoch; 0: it has not begun
+	span  trace.Span            // nil: there is none
+	attrs *[]attribute.KeyValue // of the span, set when it ends; nil if it does not record
 }
 
+// The flags of a Delivery.
+const (
+	flagEnded uint32 = 1 << iota
+	flagLeft         // the handler has returned
+)
+
+// epoch is where times begin that only differences are made of, by a clock that
+// nobody sets. It is a little before the first of them.
+var epoch = time.Now().Add(-time.Second)
+
 // Start begins the processing of a message, in a trace of its own or in that of
-// its publish, and returns the context to handle it with. ctx has no span, see
-// Bare. now is the time, so that a batch reads the clock once.
+// its publish, and returns the context to handle it with. The other methods want
+// that context, too. ctx has no span, see Bare. now is the time, so that a batch
+// reads the clock once; for core NATS it may be zero if nobody wants to know, see
+// Timed.
 func (c *Consumer) Start(ctx context.Context, d *Delivery, m *Message, now time.Time) (out context.Context) {
-	d.c, d.ctx, d.begin, d.stored = c, ctx, now, m.Stored
-	d.attempt, d.sequence = m.Attempt, m.StreamSequence
+	d.begin = max(now.Sub(epoch), 1)
 	out = ctx //nolint:wastedassign // what is returned when a hook panics
 	c.consumed.n.Add(1)
 	c.active.n.Add(1)
-	if m.Attempt > 1 {
+	if d.Attempt > 1 {
 		c.redeliveries.n.Add(1)
 	}
-	defer c.queued(d, m) // with the span, which exemplars lead to
 	defer contain()
 	parent, sc, state := c.t.extract(ctx, m.Header)
-	fresh := m.Attempt <= 1 && (m.Stored.IsZero() || c.t.freshFor > 0 && now.Sub(m.Stored) < c.t.freshFor)
+	fresh := d.Attempt <= 1 && (d.Stored == 0 || c.t.freshFor > 0 && time.Duration(now.UnixNano()-d.Stored) < c.t.freshFor)
 	if state == stateContinued && !fresh {
 		state = stateLinked
 	}
@@ -231,50 +239,57 @@ func (c *Consumer) Start(ctx context.Context, d *Delivery, m *Message, now time.
 	if state == stateLinked {
 		parent = trace.ContextWithSpan(parent, noSpan) // baggage stays
 	}
-	d.ctx, out = parent, parent
-	tracer := c.t.tracers.get()
-	if tracer == nil {
-		return out
+	out = parent
+	if tracer := c.t.tracers.get(); tracer != nil {
+		out = c.startSpan(tracer, out, d, m, sc, state)
 	}
+	if d.Attempt == 1 && c.t.instruments.queueDuration.Enabled(out) { // after the span, which exemplars lead to
+		c.t.instruments.queueDuration.Record(out, seconds(now.UnixNano()-d.Stored), *c.own.options()...)
+	}
+	return out
+}
+
+// seconds are those of a duration in nanoseconds between two clocks, which may
+// disagree.
+func seconds(ns int64) float64 { return max(time.Duration(ns).Seconds(), 0) }
+
+// startSpan begins the span of a message whose trace context sc is.
+func (c *Consumer) startSpan(tr *tracer, parent context.Context, d *Delivery, m *Message, sc trace.SpanContext, state contextState) (
+	out context.Context,
+) {
+	out = parent //nolint:wastedassign // what is returned when a hook panics
+	defer contain()
 	opts := c.spanStart
-	linked := m.Attempt > 1 || state == stateLinked || len(m.Links) > 0
+	linked := d.Attempt > 1 || state == stateLinked || len(m.Links) > 0
 	if linked {
-		opts = c.startOptions(m, sc)
+		opts = c.startOptions(d, m, sc)
 	}
-	started, span := tracer.Start(parent, c.spanName, opts...)
+	started, span := tr.Start(parent, c.spanName, opts...)
 	if started == nil || span == nil {
 		return out
 	}
-	d.ctx, d.span, out = started, span, started
+	d.span, out = span, started
 	if span.IsRecording() {
 		c.describe(d, m)
-		if state == stateContinued && m.Attempt > 0 && !linked {
+		if state == stateContinued && d.Attempt > 0 && !linked {
 			span.AddLink(trace.Link{SpanContext: sc})
 		}
 	}
 	return out
 }
 
-// queued records how long a message waited for its first delivery.
-func (c *Consumer) queued(d *Delivery, m *Message) {
-	defer contain()
-	if m.Attempt == 1 {
-		c.t.instruments.queueDuration.Record(d.ctx, max(d.begin.Sub(m.Stored).Seconds(), 0), *c.own.options()...)
-	}
-}
-
 // startOptions are those of a span that begins a trace although there was one
 // before, or of a replay. A sampler sees its links.
-func (c *Consumer) startOptions(m *Message, sc trace.SpanContext) []trace.SpanStartOption {
+func (c *Consumer) startOptions(d *Delivery, m *Message, sc trace.SpanContext) []trace.SpanStartOption {
 	const more = 3
 	opts := append(make([]trace.SpanStartOption, 0, len(c.spanStart)+more), c.spanStart...)
 	links := make([]trace.Link, 0, 2+maxReplayLinks) //nolint:mnd // the publish, and the attempt before
 	if sc.IsValid() {
 		links = append(links, trace.Link{SpanContext: sc})
 	}
-	if m.Attempt > 1 {
-		opts = append(opts, trace.WithAttributes(sequenceAttr(KeyDeliveryCount, m.Attempt)))
-		if last, ok := c.t.attempts.take(attemptKey{c, m.StreamSequence}); ok {
+	if d.Attempt > 1 {
+		opts = append(opts, trace.WithAttributes(attemptAttr(d)))
+		if last, ok := c.t.attempts.take(attemptKey{c, d.Sequence}); ok {
 			links = append(links, trace.Link{SpanContext: last})
 		}
 	}
@@ -298,9 +313,9 @@ func (c *Consumer) describe(d *Delivery, m *Message) {
 	}
 	if c.route.Stream != "" {
 		attrs = append(attrs, keyStream.String(c.route.Stream),
-			sequenceAttr(keyStreamSequence, m.StreamSequence), sequenceAttr(keyConsumerSequence, m.ConsumerSequence))
-		if m.Attempt == 1 { // the others began with it
-			attrs = append(attrs, sequenceAttr(KeyDeliveryCount, m.Attempt))
+			sequenceAttr(keyStreamSequence, d.Sequence), sequenceAttr(keyConsumerSequence, m.ConsumerSequence))
+		if d.Attempt == 1 { // the others began with it
+			attrs = append(attrs, attemptAttr(d))
 		}
 	}
 	*d.attrs = c.t.withServer(attrs)
@@ -309,14 +324,22 @@ func (c *Consumer) describe(d *Delivery, m *Message) {
 // unsettled takes the place of a Settlement where there was none.
 const unsettled = -1
 
+func attemptAttr(d *Delivery) attribute.KeyValue { return KeyDeliveryCount.Int64(int64(d.Attempt)) }
+
+// open reports whether the processing has begun, and not ended.
+func (d *Delivery) open() bool { return d.begin != 0 && d.flags.Load()&flagEnded == 0 }
+
 // end closes the processing once, whoever comes first: the settlement or the
-// handler's return. It reports whether it did.
-func (d *Delivery) end(settlement int, err error, now time.Time) (first bool) {
-	if d.c == nil || !d.ended.CompareAndSwap(false, true) {
+// handler's return. It reports whether it did. now is the time, zero if nobody wants
+// to know how long things take.
+func (c *Consumer) end(ctx context.Context, d *Delivery, settlement int, err error, now time.Time) (first bool) {
+	if d.begin == 0 || d.flags.Or(flagEnded)&flagEnded != 0 {
 		return false
 	}
-	c := d.c
 	c.active.n.Add(-1)
+	if err == nil && d.span == nil && now.IsZero() { // all that there is, in a program without telemetry
+		return true
+	}
 	defer end(d.span)
 	defer contain()
 	opts := c.processed.options()
@@ -329,7 +352,7 @@ func (d *Delivery) end(settlement int, err error, now time.Time) (first bool) {
 		switch {
 		case settlement >= 0:
 			*d.attrs = append(*d.attrs, settleAttrs[settlement][0])
-		case d.attempt > 0:
+		case d.Attempt > 0:
 			*d.attrs = append(*d.attrs, keySettlement.String("unsettled"))
 		}
 		d.span.SetAttributes(*d.attrs...)
@@ -337,7 +360,7 @@ func (d *Delivery) end(settlement int, err error, now time.Time) (first bool) {
 		d.attrs = nil
 	}
 	if !now.IsZero() {
-		c.t.instruments.processDuration.Record(d.ctx, now.Sub(d.begin).Seconds(), *opts...)
+		c.t.instruments.processDuration.Record(ctx, (now.Sub(epoch) - d.begin).Seconds(), *opts...)
 	}
 	return true
 }
@@ -352,38 +375,38 @@ func (c *Consumer) failure(err error) (string, *[]metric.RecordOption) {
 
 // Return says that the handler has returned and left the message as it was. With
 // a nil err, of a durable consumer, that is counted as unsettled.
-func (d *Delivery) Return(err error) {
-	if d.abandon(err) && err == nil && d.attempt > 0 {
-		d.c.unsettled.n.Add(1)
+func (c *Consumer) Return(ctx context.Context, d *Delivery, err error) {
+	if c.abandon(ctx, d, err) && err == nil && d.Attempt > 0 {
+		c.unsettled.n.Add(1)
 	}
 }
 
 // Abandon says that the message is not to be settled here any more: its stream is
 // gone.
-func (d *Delivery) Abandon(err error) { d.abandon(err) }
+func (c *Consumer) Abandon(ctx context.Context, d *Delivery, err error) { c.abandon(ctx, d, err) }
 
-func (d *Delivery) abandon(err error) bool {
-	if d.c == nil || d.ended.Load() {
+func (c *Consumer) abandon(ctx context.Context, d *Delivery, err error) bool {
+	if !d.open() {
 		return false
 	}
-	if d.attempt > 0 {
-		d.remember()
+	if d.Attempt > 0 {
+		c.remember(d)
 	}
-	return d.end(unsettled, err, now(d.ctx, d.c.t.instruments.processDuration))
+	return c.end(ctx, d, unsettled, err, now(ctx, c.t.instruments.processDuration))
 }
 
 // Leave says that the handler has returned while a settlement is under way. If
 // that comes to nothing, call Return.
-func (d *Delivery) Leave() { d.left.Store(true) }
+func (d *Delivery) Leave() { d.flags.Or(flagLeft) }
 
 // Left reports whether Leave was called.
-func (d *Delivery) Left() bool { return d.left.Load() }
+func (d *Delivery) Left() bool { return d.flags.Load()&flagLeft != 0 }
 
 // remember keeps the span for the next attempt to link to.
-func (d *Delivery) remember() {
+func (c *Consumer) remember(d *Delivery) {
 	defer contain()
 	if d.span != nil {
-		d.c.t.attempts.remember(attemptKey{d.c, d.sequence}, d.span.SpanContext())
+		c.t.attempts.remember(attemptKey{c, d.Sequence}, d.span.SpanContext())
 	}
 }
 
@@ -400,20 +423,21 @@ func (c *Consumer) Extended(err error) {
 type Settle struct {
 	c    *Consumer
 	d    *Delivery
+	ctx  context.Context //nolint:containedctx // of the delivery, for exemplars
 	kind Settlement
 	span trace.Span
 }
 
 var settleOptions = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindClient)}
 
-// Settle begins a settlement of d.
-func (c *Consumer) Settle(d *Delivery, kind Settlement) (s Settle) {
-	s = Settle{c: c, d: d, kind: kind}
-	if d.c == nil || d.span == nil { // it never got to a handler, or leaves no trace
+// Settle begins a settlement of d. ctx is what Start returned.
+func (c *Consumer) Settle(ctx context.Context, d *Delivery, kind Settlement) (s Settle) {
+	s = Settle{c: c, d: d, ctx: ctx, kind: kind}
+	if d.span == nil { // it never got to a handler, or leaves no trace
 		return s
 	}
 	if kind == Nak || kind == NakDelay {
-		d.remember() // the next delivery may be here before this one is sent
+		c.remember(d) // the next delivery may be here before this one is sent
 	}
 	level := c.t.settings.SettleSpans
 	if level == SettleSpansNone || level == SettleSpansFailures && kind == Ack {
@@ -427,7 +451,7 @@ func (c *Consumer) Settle(d *Delivery, kind Settlement) (s Settle) {
 	if tracer == nil {
 		return s
 	}
-	_, span := tracer.Start(d.ctx, c.settleName[kind], settleOptions...)
+	_, span := tracer.Start(ctx, c.settleName[kind], settleOptions...)
 	if span == nil {
 		return s
 	}
@@ -441,9 +465,17 @@ func (c *Consumer) Settle(d *Delivery, kind Settlement) (s Settle) {
 	return s
 }
 
-// End ends the settlement, which began at now: sent, or not because of err. late
-// says that the lease had ended before. cause is the error that the message is
-// settled because of, if any. A settlement that was sent ends the processing.
+// Timed reports whether somebody wants to know how long things take.
+func (c *Consumer) Timed(ctx context.Context) (timed bool) {
+	defer contain()
+	i := &c.t.instruments
+	return i.processDuration.Enabled(ctx) || i.endToEnd.Enabled(ctx) || i.attempts.Enabled(ctx)
+}
+
+// End ends the settlement, which began at now: sent, or not because of err. now may
+// be zero if nobody wants to know, see Timed. late says that the lease had ended
+// before. cause is the error that the message is settled because of, if any. A
+// settlement that was sent ends the processing.
 func (s *Settle) End(err error, now time.Time, late bool, cause error) {
 	if err != nil {
 		s.c.notSettled[s.kind].n.Add(1)
@@ -455,11 +487,13 @@ func (s *Settle) End(err error, now time.Time, late bool, cause error) {
 		s.c.late.n.Add(1)
 	}
 	end(s.span)
-	if s.d.c == nil {
+	if s.d.begin == 0 {
 		return
 	}
-	s.final(now)
-	s.d.end(int(s.kind), cause, now)
+	if !now.IsZero() {
+		s.final(now)
+	}
+	s.c.end(s.ctx, s.d, int(s.kind), cause, now)
 }
 
 // fail ends the settlement's own span.
@@ -472,14 +506,14 @@ func (s *Settle) fail(err error) {
 
 // final records what an ack or a term concludes.
 func (s *Settle) final(now time.Time) {
-	d := s.d
 	if s.kind != Ack && s.kind != Term {
 		return
 	}
 	defer contain()
-	s.c.t.instruments.attempts.Record(d.ctx, int64(d.attempt), *s.c.own.options()...) //nolint:gosec // attempts are few
+	own := *s.c.own.options()
+	s.c.t.instruments.attempts.Record(s.ctx, int64(s.d.Attempt), own...)
 	if s.kind == Ack {
-		s.c.t.instruments.endToEnd.Record(d.ctx, max(now.Sub(d.stored).Seconds(), 0), *s.c.own.options()...)
+		s.c.t.instruments.endToEnd.Record(s.ctx, seconds(now.UnixNano()-s.d.Stored), own...)
 	}
 }
 

@@ -70,7 +70,7 @@ func (c *Consumer) observeCaptures(o metric.Observer) {
 
 // Capture begins the capture of a message into a dead-letter stream: below the
 // attempt that failed, or, where no handler has seen it, in a trace of its own. It
-// is linked to the publish.
+// is linked to the publish. ctx is what Start returned for the attempt.
 func (c *Consumer) Capture(ctx context.Context, d *Delivery, m *Message, stream, reason string) (o Capture) {
 	o = Capture{c: c, reason: reason}
 	defer contain()
@@ -78,7 +78,7 @@ func (c *Consumer) Capture(ctx context.Context, d *Delivery, m *Message, stream,
 	o.Origin = traceparentOf(origin)
 	parent := Bare(ctx)
 	if d.span != nil {
-		parent = d.ctx
+		parent = ctx
 		o.Attempt = traceparentOf(d.span.SpanContext())
 	}
 	tracer := c.t.tracers.get()
@@ -102,7 +102,7 @@ func (c *Consumer) Capture(ctx context.Context, d *Delivery, m *Message, stream,
 	if span.IsRecording() {
 		span.SetAttributes(keySystem.String(systemNATS), keyConsumerGroup.String(clean(cmp.Or(m.Consumer, c.route.Group), maxAttribute)),
 			keyDestination.String(clean(m.Subject, maxAttribute)), keyStream.String(clean(cmp.Or(m.Stream, c.route.Stream), maxAttribute)),
-			sequenceAttr(keyStreamSequence, m.StreamSequence), sequenceAttr(KeyDeliveryCount, m.Attempt))
+			sequenceAttr(keyStreamSequence, d.Sequence), attemptAttr(d))
 	}
 	if span.SpanContext().IsValid() {
 		o.Header = c.t.inject(trace.ContextWithSpanContext(Bare(ctx), span.SpanContext()), nil)

@@ -113,11 +113,12 @@ func TestSettings_Baggage(t *testing.T) {
 			}
 			// The other way: what a peer sends.
 			var d Delivery
-			in := tel.Consumer(Route{Template: "a", Group: "g"}).Start(t.Context(), &d, &Message{Header: nats.Header{"Baggage": {tt.give}}}, time.Now())
+			c := tel.Consumer(Route{Template: "a", Group: "g"})
+			in := c.Start(t.Context(), &d, &Message{Header: nats.Header{"Baggage": {tt.give}}}, time.Now())
 			if got := baggage.FromContext(in).String(); got != tt.want {
 				t.Errorf("received: %.100q, want %q", got, tt.want)
 			}
-			d.Return(nil)
+			c.Return(in, &d, nil)
 		})
 	}
 }
@@ -146,9 +147,9 @@ func TestSpans_textFromTheWire(t *testing.T) {
 		}
 	}
 	check()
-	var d Delivery
-	tel.Consumer(Route{Template: "a", Group: odd, Stream: "s"}).Start(t.Context(), &d, &Message{Subject: odd, Header: header, Size: 17, Attempt: 1}, time.Now())
-	d.Return(nil)
+	d := Delivery{Attempt: 1}
+	c := tel.Consumer(Route{Template: "a", Group: odd, Stream: "s"})
+	c.Return(c.Start(t.Context(), &d, &Message{Subject: odd, Header: header, Size: 17}, time.Now()), &d, nil)
 	check()
 }
 
@@ -293,7 +294,8 @@ func TestBatch_links(t *testing.T) {
 	c := newTelemetry(t, Config{TracerProvider: tp}).Consumer(Route{Template: "a", Group: "g", Stream: "s"})
 	ds := make([]Delivery, n)
 	for i := range ds {
-		c.Start(t.Context(), &ds[i], &Message{Attempt: 1, StreamSequence: uint64(i), Header: nats.Header{
+		ds[i] = Delivery{Attempt: 1, Sequence: uint64(i)}
+		c.Start(t.Context(), &ds[i], &Message{Header: nats.Header{
 			"traceparent": {fmt.Sprintf("00-%s-%016x-%02x", testTraceID, i+1, i%2)},
 		}}, time.Now())
 	}
@@ -309,7 +311,7 @@ func TestBatch_links(t *testing.T) {
 		}
 	}
 	for i := range ds {
-		ds[i].Return(nil)
+		c.Return(t.Context(), &ds[i], nil)
 	}
 }
 
@@ -322,13 +324,13 @@ func TestDelivery_endsOnce(t *testing.T) {
 	c := newTelemetry(t, Config{TracerProvider: tp, MeterProvider: m}).Consumer(Route{Template: "a", Group: "g", Stream: "s"})
 	const n = 100
 	for i := range n {
-		var d Delivery
-		c.Start(t.Context(), &d, &Message{Attempt: 1, StreamSequence: uint64(i), Stored: time.Now()}, time.Now())
+		d := Delivery{Attempt: 1, Sequence: uint64(i), Stored: time.Now().UnixNano()}
+		ctx := c.Start(t.Context(), &d, &Message{}, time.Now())
 		var all sync.WaitGroup
-		all.Go(func() { d.Return(nil) })
-		all.Go(func() { d.Abandon(nil) })
+		all.Go(func() { c.Return(ctx, &d, nil) })
+		all.Go(func() { c.Abandon(ctx, &d, nil) })
 		all.Go(func() {
-			s := c.Settle(&d, Ack)
+			s := c.Settle(ctx, &d, Ack)
 			s.End(nil, time.Now(), false, nil)
 		})
 		all.Wait()
@@ -362,17 +364,16 @@ func TestMetrics_areAsDocumented(t *testing.T) {
 		o.Pending()
 		o.End(err)
 		for _, kind := range []Settlement{Ack, Nak, NakDelay, Term} {
-			var d Delivery
-			c.Start(t.Context(), &d, &Message{Attempt: 1, Stored: time.Now(), Header: nats.Header{"traceparent": {testParent}}}, time.Now())
-			s := c.Settle(&d, kind)
+			d := Delivery{Attempt: 1, Stored: time.Now().UnixNano()}
+			ctx := c.Start(t.Context(), &d, &Message{Header: nats.Header{"traceparent": {testParent}}}, time.Now())
+			s := c.Settle(ctx, &d, kind)
 			s.End(err, time.Now(), true, errors.New("cause"))
-			d.Return(err)
+			c.Return(ctx, &d, err)
 		}
 		c.Extended(err)
 	}
-	var d Delivery
-	c.Start(t.Context(), &d, &Message{Attempt: 2, Stored: time.Now()}, time.Now())
-	d.Return(nil)
+	d := Delivery{Attempt: 2, Stored: time.Now().UnixNano()}
+	c.Return(c.Start(t.Context(), &d, &Message{}, time.Now()), &d, nil)
 	c.SetState(&ConsumerState{Pending: 1, AckPending: 2, Limit: 3, Waiting: 4, Oldest: time.Now()})
 	tel.SetOpenDeadLetters("DLQ", []OpenDeadLetters{{Consumer: "billing", Count: 1, Oldest: time.Now()}})
 	got := m.collect(t)
@@ -516,12 +517,11 @@ func TestConsumer_freshness(t *testing.T) {
 		c := newTelemetry(t, Config{TracerProvider: tp, Settings: Settings{FreshFor: tt.freshFor}}).Consumer(Route{Template: "a", Group: "g", Stream: "s"})
 		now := time.Now()
 		m := &Message{Header: nats.Header{"traceparent": {testParent}}}
-		if !tt.core {
-			m.Attempt, m.Stored = 1, now.Add(-tt.age)
-		}
 		var d Delivery
-		c.Start(t.Context(), &d, m, now)
-		d.Return(nil)
+		if !tt.core {
+			d.Attempt, d.Stored = 1, now.Add(-tt.age).UnixNano()
+		}
+		c.Return(c.Start(t.Context(), &d, m, now), &d, nil)
 		if got := last(t, r).Parent().IsValid(); got != tt.want {
 			t.Errorf("%+v: continued is %v", tt, got)
 		}
@@ -580,7 +580,10 @@ func TestInject_limits(t *testing.T) {
 // Views may drop one histogram and keep the others.
 func TestMetrics_views(t *testing.T) {
 	t.Parallel()
-	for _, drop := range []string{"messaging.process.duration", "messaging.client.operation.duration"} {
+	all := []string{
+		"messaging.process.duration", "messaging.client.operation.duration", metricAttempts.Name, metricQueueDuration.Name, metricEndToEnd.Name,
+	}
+	for _, drop := range all {
 		reader := metric.NewManualReader()
 		mp := metric.NewMeterProvider(metric.WithReader(reader), metric.WithView(metric.NewView(
 			metric.Instrument{Name: drop}, metric.Stream{Aggregation: metric.AggregationDrop{}})))
@@ -588,11 +591,15 @@ func TestMetrics_views(t *testing.T) {
 		_, o := tel.Publisher("a").Start(t.Context())
 		o.End(nil)
 		c := tel.Consumer(Route{Template: "a", Group: "g"})
-		var d Delivery
-		c.Start(t.Context(), &d, &Message{}, time.Now())
-		d.Return(nil)
+		d := Delivery{Attempt: 1, Stored: time.Now().UnixNano()}
+		ctx := c.Start(t.Context(), &d, &Message{}, time.Now())
+		if !c.Timed(ctx) {
+			t.Errorf("%s is dropped, and nothing is timed", drop)
+		}
+		s := c.Settle(ctx, &d, Ack)
+		s.End(nil, time.Now(), false, nil)
 		got := meter{mp, reader}.collect(t)
-		for _, name := range []string{"messaging.process.duration", "messaging.client.operation.duration"} {
+		for _, name := range all {
 			if _, ok := got[name]; ok == (name == drop) {
 				t.Errorf("%s is dropped, and %s is there: %v", drop, name, ok)
 			}

@@ -137,7 +137,7 @@ func TestConsumer_replayLinks(t *testing.T) {
 		name    string
 		links   []string
 		traced  bool
-		attempt uint64
+		attempt uint32
 		want    []string // the trace of the replay is the first if there is one
 	}{
 		{name: "no links", traced: true, attempt: 1, want: []string{testParent}},
@@ -152,13 +152,12 @@ func TestConsumer_replayLinks(t *testing.T) {
 		r, tp := recorded(t)
 		c := newTelemetry(t, Config{TracerProvider: tp}).Consumer(Route{Template: "a", Group: "g", Stream: "s"})
 		now := time.Now()
-		m := &Message{Attempt: tt.attempt, Stored: now, Links: tt.links}
+		m := &Message{Links: tt.links}
 		if tt.traced {
 			m.Header = nats.Header{"traceparent": {testParent}}
 		}
-		var d Delivery
-		c.Start(t.Context(), &d, m, now)
-		d.Return(nil)
+		d := Delivery{Attempt: tt.attempt, Stored: now.UnixNano()}
+		c.Return(c.Start(t.Context(), &d, m, now), &d, nil)
 		s := last(t, r)
 		if continued := s.SpanContext().TraceID() == parentContext(t).TraceID(); continued != (tt.traced && tt.attempt == 1) {
 			t.Errorf("%s: the trace is continued: %v", tt.name, continued)
@@ -179,9 +178,9 @@ func TestConsumer_outcomes(t *testing.T) {
 	if diff := cmp.Diff(map[string]int64{"a g resolved": 0, "a g failed_again": 0}, m.replays(t)); diff != "" {
 		t.Errorf("at the start (-want +got):\n%s", diff)
 	}
-	var d Delivery
-	msg := &Message{Attempt: 1, Stored: time.Now(), Header: nats.Header{"traceparent": {testParent}}}
-	c.Start(t.Context(), &d, msg, time.Now())
+	d := Delivery{Attempt: 1, Stored: time.Now().UnixNano()}
+	msg := &Message{Header: nats.Header{"traceparent": {testParent}}}
+	ctx := c.Start(t.Context(), &d, msg, time.Now())
 	for _, tt := range []struct {
 		failed, written bool
 		err             error
@@ -192,7 +191,7 @@ func TestConsumer_outcomes(t *testing.T) {
 		}
 		op.End(tt.failed, tt.written, tt.err)
 	}
-	d.Return(nil)
+	c.Return(ctx, &d, nil)
 	if got := traceparentOf(last(t, r).SpanContext()); got != c.Outcome(t.Context(), &d, msg).Attempt {
 		t.Errorf("the attempt is not %s", got)
 	}

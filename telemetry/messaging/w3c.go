@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/nats-io/nats.go"
 	"go.opentelemetry.io/otel/baggage"
@@ -58,22 +59,28 @@ const knownFlags = trace.FlagsSampled | trace.FlagsRandom
 
 // unhex reads lower-case digits into all of dst.
 func unhex(dst []byte, s string) bool {
-	bad := false
-	digit := func(c byte) byte {
-		switch {
-		case '0' <= c && c <= '9':
-			return c - '0'
-		case 'a' <= c && c <= 'f':
-			return c - 'a' + 10 //nolint:mnd // the value of the digit a
-		}
-		bad = true
-		return 0
-	}
+	s = s[:2*len(dst)]
+	bad := byte(0)
 	for i := range dst {
-		dst[i] = digit(s[2*i])<<4 | digit(s[2*i+1])
+		high, low := hexValues[s[2*i]], hexValues[s[2*i+1]]
+		bad |= high | low
+		dst[i] = high<<4 | low
 	}
-	return !bad
+	return bad < notHex
 }
+
+const notHex = 0x10
+
+// hexValues are those of the lower-case digits, and notHex for everything else.
+var hexValues = func() (values [256]byte) {
+	for c := range values {
+		values[c] = notHex
+		if i := strings.IndexByte("0123456789abcdef", byte(c)); i >= 0 {
+			values[c] = byte(i)
+		}
+	}
+	return values
+}()
 
 // newTraceparent returns the header of a message that has none, if the context's
 // trace is all that travels.
