@@ -201,7 +201,7 @@ type streamConsumer struct {
 	handle HandleFunc
 	work   context.Context //nolint:containedctx // ends when Stop runs out of time
 
-	names  string          // of stream and consumer, see ackReply
+	names string // of stream and consumer, see ackReply
 
 	created atomic.Pointer[time.Time] // when the stream was made
 	pasts   pasts
