@@ -104,7 +104,7 @@ func (r *run) bridgeConfig(stream string) dlq.BridgeConfig {
 		Log:  r.log,
 		Trace: func(ctx context.Context, rec *dlq.Record) (context.Context, Header) {
 			op := tel.Capture(ctx, &messaging.Delivery{
-				Attempt:  uint32(min(rec.Deliveries, math.MaxUint32)), //nolint:gosec // see min
+				Attempt:  uint32(min(rec.Deliveries, math.MaxUint32)),
 				Sequence: rec.StreamSequence,
 			}, &messaging.Message{
 				Subject: rec.Subject, Header: rec.Header, Stream: rec.Stream, Consumer: rec.Consumer,

@@ -482,7 +482,7 @@ func (c *streamConsumer) toMsg(nm *nats.Msg) (*Msg, bool) {
 	m := &both.msg
 	m.delivery = &both.del
 	m.tel.Sequence, m.tel.Stored = at.sequence, at.stored
-	m.tel.Attempt = uint32(min(at.deliveries, math.MaxUint32)) //nolint:gosec // see min
+	m.tel.Attempt = uint32(min(at.deliveries, math.MaxUint32))
 	if nm.Subject != c.info.Event.Subject {
 		c.unwrap(m)
 	}

@@ -223,7 +223,7 @@ var epoch = time.Now().Add(-time.Second)
 // Timed.
 func (c *Consumer) Start(ctx context.Context, d *Delivery, m *Message, now time.Time) (out context.Context) {
 	d.begin = max(now.Sub(epoch), 1)
-	out = ctx //nolint:wastedassign // what is returned when a hook panics
+	out = ctx
 	c.consumed.n.Add(1)
 	c.active.n.Add(1)
 	if d.Attempt > 1 {
@@ -241,7 +241,7 @@ func (c *Consumer) Start(ctx context.Context, d *Delivery, m *Message, now time.
 	}
 	out = parent
 	if tracer := c.t.tracers.get(); tracer != nil {
-		out = c.startSpan(tracer, out, d, m, sc, state)
+		out = c.startSpan(out, tracer, d, m, sc, state)
 	}
 	if d.Attempt == 1 && c.t.instruments.queueDuration.Enabled(out) { // after the span, which exemplars lead to
 		c.t.instruments.queueDuration.Record(out, seconds(now.UnixNano()-d.Stored), *c.own.options()...)
@@ -254,10 +254,10 @@ func (c *Consumer) Start(ctx context.Context, d *Delivery, m *Message, now time.
 func seconds(ns int64) float64 { return max(time.Duration(ns).Seconds(), 0) }
 
 // startSpan begins the span of a message whose trace context sc is.
-func (c *Consumer) startSpan(tr *tracer, parent context.Context, d *Delivery, m *Message, sc trace.SpanContext, state contextState) (
+func (c *Consumer) startSpan(parent context.Context, tr *tracer, d *Delivery, m *Message, sc trace.SpanContext, state contextState) (
 	out context.Context,
 ) {
-	out = parent //nolint:wastedassign // what is returned when a hook panics
+	out = parent
 	defer contain()
 	opts := c.spanStart
 	linked := d.Attempt > 1 || state == stateLinked || len(m.Links) > 0
