@@ -223,7 +223,7 @@ var epoch = time.Now().Add(-time.Second)
 // Timed.
 func (c *Consumer) Start(ctx context.Context, d *Delivery, m *Message, now time.Time) (out context.Context) {
 	d.begin = max(now.Sub(epoch), 1)
-	out = ctx
+	out = ctx //nolint:wastedassign // what is returned when a hook panics
 	c.consumed.n.Add(1)
 	c.active.n.Add(1)
 	if d.Attempt > 1 {
