@@ -408,6 +408,7 @@ const (
 	codeWorkQueueUnfiltered    = 10099
 	codeWorkQueueNotUnique     = 10100
 	codeConsumerExists         = 10148
+	codeFilterNotSubset        = 10093
 	codeSubjectsOverlap        = 10065
 	codeStreamStoreFailed      = 10077
 )

@@ -93,20 +93,35 @@ func (r *run) provisionOnce(ctx context.Context) error {
 	if err := r.arrangeStreams(ctx, r.app.cfg.updateStreams); err != nil {
 		return err
 	}
-	streams := make(map[string]jetstream.Stream)
+	done := make(map[string]bool)
 	for _, reg := range r.streamRegs {
-		stream := streams[reg.info.Stream]
+		if name := reg.info.Stream; !done[name] {
+			done[name] = true
+			if err := r.provisionConsumers(ctx, name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// provisionConsumers makes the consumers of one stream.
+func (r *run) provisionConsumers(ctx context.Context, name string) error {
+	var stream jetstream.Stream
+	for _, reg := range r.streamRegs {
+		if reg.info.Stream != name {
+			continue
+		}
 		if stream == nil {
 			var err error
-			if stream, err = r.js.Stream(ctx, reg.info.Stream); err != nil {
-				return fmt.Errorf("look up stream %q: %w", reg.info.Stream, jetStreamError(err))
+			if stream, err = r.js.Stream(ctx, name); err != nil {
+				return fmt.Errorf("look up stream %q: %w", name, jetStreamError(err))
 			}
-			streams[reg.info.Stream] = stream
-			r.noteStream(reg.info.Stream, stream.CachedInfo().Created)
+			r.noteStream(name, stream.CachedInfo().Created)
 		}
 		if err := r.provisionConsumer(ctx, stream, reg); err != nil {
 			return fmt.Errorf("consumer %q of stream %q, of module %q for event %s: %w",
-				reg.info.Durable, reg.info.Stream, reg.info.Module, reg.info.Event, jetStreamError(err))
+				reg.info.Durable, name, reg.info.Module, reg.info.Event, jetStreamError(err))
 		}
 	}
 	return nil
@@ -143,9 +158,21 @@ func (r *run) arrangeStreams(ctx context.Context, updates bool) error {
 
 // apply makes the changes. When one is refused it gives subjects back that were
 // taken from streams for it.
+//
+// An interest stream drops what comes before it has a consumer that wants it, and
+// says that it is stored. So its consumers are there before subjects and sources are.
 func (r *run) apply(ctx context.Context, changes []streamChange) error {
 	for i, c := range changes {
-		err := r.change(ctx, c)
+		var err error
+		if !c.create && c.cfg.Retention == InterestPolicy {
+			err = r.provisionConsumers(ctx, c.cfg.Name)
+			if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == codeFilterNotSubset {
+				err = nil // an old server wants the subjects first
+			}
+		}
+		if err == nil {
+			err = r.change(ctx, c)
+		}
 		if err == nil {
 			continue
 		}

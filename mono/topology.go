@@ -477,8 +477,8 @@ func (p *planner) checkOverlaps() {
 
 // result puts the changes in an order in which the server takes each of them,
 // and what is likeliest to be refused comes before anything is taken away: new
-// streams, without subjects that others still have; then subjects are given up;
-// then they are taken.
+// streams, without subjects that others still have, interest streams without any;
+// then subjects are given up; then they are taken.
 func (p *planner) result() *topology {
 	t := &topology{durable: make(map[string]bool)}
 	contested := slices.Concat(slices.Collect(maps.Values(p.givesUp))...)
@@ -490,6 +490,9 @@ func (p *planner) result() *topology {
 		}
 		cfg := p.final[name]
 		cfg.Subjects = slices.DeleteFunc(slices.Clone(cfg.Subjects), func(s string) bool { return slices.Contains(contested, s) })
+		if cfg.Retention == InterestPolicy { // it keeps nothing before it has consumers, see apply
+			cfg.Subjects, cfg.Sources = []string{spareSubjectPrefix + name}, nil
+		}
 		made[name] = cfg
 		t.changes = append(t.changes, streamChange{create: true, cfg: cfg, why: p.whyChange[name]})
 	}

@@ -638,3 +638,69 @@ func TestTopology_orderOfRegistration(t *testing.T) {
 		}
 	}
 }
+
+// An interest stream says of a message that nobody wants yet that it is stored, and
+// drops it. What is acknowledged while a new stream is arranged has to be handled all
+// the same, by the consumer of a stream of its own and by those that share an event.
+func TestTopology_interestFromTheFirst(t *testing.T) {
+	t.Parallel()
+	for name, retentions := range map[string][]jetstream.RetentionPolicy{
+		"alone":  {mono.InterestPolicy},
+		"shared": {mono.InterestPolicy, mono.WorkQueuePolicy, mono.InterestPolicy},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for range 10 {
+				e := defineEvent(t, "Created")
+				srv := monotest.Server(t)
+				var modules []mono.Module
+				tallies := make([]*tally, len(retentions))
+				for i, retention := range retentions {
+					tallies[i] = newTally()
+					modules = append(modules, durableModule(fmt.Sprint("m", i), e, autoAck(fmt.Sprint("S", i), retention), tallies[i].handle))
+				}
+				pub := publishFromTheFirst(t, srv, e.Subject)
+				app := runApp(t, append(onServer(srv), mono.WithEvents(e)), modules...)
+				pub.more(t, 20)
+				want := pub.end()
+				for _, c := range tallies {
+					c.waitFor(t, want)
+				}
+				if err := app.Stop(within(t)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// publishFromTheFirst publishes with nats.go, without a pause, from before there is a
+// stream.
+func publishFromTheFirst(t testing.TB, srv *monotest.TestServer, subject string) *stubbornPublisher {
+	t.Helper()
+	js, err := jetstream.New(srv.Conn())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	p := &stubbornPublisher{stop: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(p.done)
+		for i := 0; ctx.Err() == nil; i++ {
+			payload := fmt.Sprint(i)
+			_, err := js.Publish(context.WithoutCancel(ctx), subject, []byte(payload), jetstream.WithRetryAttempts(0))
+			if err != nil {
+				continue
+			}
+			p.mu.Lock()
+			p.acked = append(p.acked, payload)
+			p.n++
+			p.mu.Unlock()
+		}
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-p.done
+	})
+	return p
+}
