@@ -34,7 +34,7 @@ COMPARISONS ?= 5
 SCALES      ?= 1
 KILLS       ?= 200
 # Tests of a package that run at a time. They wait more than they compute.
-PARALLEL    ?= 4
+PARALLEL    ?= 3
 DEADLETTERS ?= 1000000
 
 .PHONY: help

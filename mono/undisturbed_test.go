@@ -308,8 +308,9 @@ func TestUndisturbed_largestMessage(t *testing.T) {
 // else keeps the two apart.
 func TestUndisturbed_leasesOfWaitingMessages(t *testing.T) {
 	t.Parallel()
-	// Each consumer reports once a second, and each report is one chance.
-	const consumers, msgs, work = 10, 60, 70 * time.Millisecond
+	// Each consumer reports once a second, and each report is one chance. There is more
+	// than even a slow machine lets them handle before the connection is closed.
+	const consumers, msgs, work = 10, 600, 70 * time.Millisecond
 	var handled atomic.Int64
 	began := make(chan struct{}, consumers*msgs)
 	app := startAppWith(t, []mono.Option{newTracing().option(), mono.WithLogger(slog.New(deafHandler{}))}, emitter("shop", monotestEvent(t)),

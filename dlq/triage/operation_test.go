@@ -314,7 +314,7 @@ func TestOperation_counts(t *testing.T) {
 		b.capture(t, 1)
 		b.capture(t, 1, func(r *dlq.Record) { r.Subject = "gone.away" })
 	}
-	p := b.plan(t, triage.Selection{}, triage.Options{Target: triage.TargetEveryone, Rate: 60})
+	p := b.plan(t, triage.Selection{}, triage.Options{Target: triage.TargetEveryone, Rate: 20}) // it must not be done before it is paused
 	paused := false
 	run := b.start(t, b.desk, p.ID, func(o *triage.Operation) {
 		wantCounts(t, o)
