@@ -213,8 +213,8 @@ const (
 )
 
 // epoch is where times begin that only differences are made of, by a clock that
-// nobody sets. It is a little before the first of them.
-var epoch = time.Now().Add(-time.Second)
+// nobody sets.
+var epoch = time.Now()
 
 // Start begins the processing of a message, in a trace of its own or in that of
 // its publish, and returns the context to handle it with. The other methods want
