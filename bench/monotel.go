@@ -5,32 +5,30 @@ import (
 	"errors"
 	"log/slog"
 
-	client "github.com/prometheus/client_golang/prometheus"
-	"go.opentelemetry.io/otel/exporters/prometheus"
-	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
 	"github.com/monotel/monotel/mono"
+	"github.com/monotel/monotel/telemetry"
 )
 
-// A telemetry is what a program records.
-type telemetry struct {
+// A recording is what a program records.
+type recording struct {
 	metrics bool
 	ratio   float64 // of traces that are sampled; less than 0: no tracing
 }
 
 var (
-	telemetryOff     = telemetry{ratio: -1}
-	telemetryMetrics = telemetry{metrics: true, ratio: -1}
-	telemetry1       = telemetry{metrics: true, ratio: 0.01}
-	telemetry100     = telemetry{metrics: true, ratio: 1}
+	telemetryOff     = recording{ratio: -1}
+	telemetryMetrics = recording{metrics: true, ratio: -1}
+	telemetry1       = recording{metrics: true, ratio: 0.01}
+	telemetry100     = recording{metrics: true, ratio: 1}
 )
 
 // startMonotel runs an App with one module. Everything that the program does not
 // set has its default, the dead-letter stream included.
-func startMonotel(t telemetry) func(context.Context, target, program) (*running, error) {
+func startMonotel(t recording) func(context.Context, target, program) (*running, error) {
 	return func(ctx context.Context, srv target, p program) (*running, error) {
-		opts, shutdown, err := t.options()
+		opts, shutdown, err := t.options(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -73,27 +71,28 @@ func startMonotel(t telemetry) func(context.Context, target, program) (*running,
 	}
 }
 
-// options turns telemetry on as a program does: the SDK with Prometheus's exporter,
-// and a batch processor whose exporter throws the spans away.
-func (t telemetry) options() (opts []mono.Option, shutdown func(context.Context) error, err error) {
-	meter, tracer := mono.WithMeterProvider(nil), mono.WithTracerProvider(nil)
-	shutdown = func(context.Context) error { return nil }
-	if t.metrics {
-		exporter, err := prometheus.New(prometheus.WithRegisterer(client.NewRegistry()))
-		if err != nil {
-			return nil, nil, err
-		}
-		mp := sdkmetric.NewMeterProvider(sdkmetric.WithReader(exporter))
-		meter, shutdown = mono.WithMeterProvider(mp), mp.Shutdown
+// options turns telemetry on as a program does, with an exporter that throws spans
+// away.
+func (t recording) options(ctx context.Context) (opts []mono.Option, shutdown func(context.Context) error, err error) {
+	if !t.metrics {
+		return []mono.Option{mono.WithMeterProvider(nil), mono.WithTracerProvider(nil)}, func(context.Context) error { return nil }, nil
 	}
+	exporter, ratio := telemetry.WithSpanExporter(nil), 0.0
 	if t.ratio >= 0 {
-		tp, others := tracerProvider(t.ratio), shutdown
-		tracer = mono.WithTracerProvider(tp)
-		shutdown = func(ctx context.Context) error { return errors.Join(others(ctx), tp.Shutdown(ctx)) }
+		exporter, ratio = telemetry.WithSpanExporter(discard{}), t.ratio
 	}
-	return []mono.Option{meter, tracer}, shutdown, nil
+	tel, err := telemetry.Setup(ctx, exporter, telemetry.WithSampleRatio(ratio), telemetry.WithoutGlobals(),
+		telemetry.WithLogger(slog.New(slog.DiscardHandler)))
+	if err != nil {
+		return nil, nil, err
+	}
+	return []mono.Option{
+		mono.WithMeterProvider(tel.MeterProvider()), mono.WithTracerProvider(tel.TracerProvider()), mono.WithPropagator(tel.Propagator()),
+	}, tel.Shutdown, nil
 }
 
+// tracerProvider is what users of the other libraries set up: the SDK with a batch
+// processor.
 func tracerProvider(ratio float64) *sdktrace.TracerProvider {
 	return sdktrace.NewTracerProvider(
 		sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(ratio))),

@@ -465,7 +465,6 @@ func (l *logLimiter) allow(level slog.Level, now time.Time) (left uint64, ok boo
 	return s.left.Swap(0), true
 }
 
-// toMsg wraps a message that the server delivered.
 // toMsg makes a delivery of what has arrived, if it is one of this consumer.
 func (c *streamConsumer) toMsg(nm *nats.Msg) (*Msg, bool) {
 	var at ackReply

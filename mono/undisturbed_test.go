@@ -201,7 +201,7 @@ func (p program) options(t *testing.T, check func(series map[string]float64)) []
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		if tp, ok := p.TracerProvider().(*sdktrace.TracerProvider); ok {
+		if tp, ok := p.TracerProvider().(interface{ ForceFlush(context.Context) error }); ok {
 			_ = tp.ForceFlush(ctx) // which says what was lost
 		}
 		check(scrape.text(t))

@@ -9,6 +9,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/monotel/monotel/telemetry"
+	"github.com/monotel/monotel/telemetry/messaging"
 )
 
 func parentOf(sampled bool) trace.SpanContext {
@@ -99,6 +100,10 @@ func TestSampler_environment(t *testing.T) {
 			t.Setenv("OTEL_TRACES_SAMPLER", tt.sampler)
 			t.Setenv("OTEL_TRACES_SAMPLER_ARG", tt.arg)
 			tel := setup(t, telemetry.WithSampleRatio(tt.ratio), telemetry.WithSpanExporter(fakeExporter{}))
+			follows := tt.child && !tt.orphan && tt.retry
+			if p := tel.TracerProvider().(messaging.ParentFollower); p.FollowsParent() != follows {
+				t.Errorf("it says that it follows the parent: %v, want %v", !follows, follows)
+			}
 			sampled := func(ctx context.Context, opts ...trace.SpanStartOption) bool {
 				_, s := tel.TracerProvider().Tracer("test").Start(ctx, "span", opts...)
 				defer s.End()

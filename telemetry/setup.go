@@ -33,8 +33,8 @@ import (
 
 // Telemetry is a program's set-up. Its methods are safe for concurrent use.
 type Telemetry struct {
-	tracers    *sdktrace.TracerProvider // nil unless spans are exported
-	queue      *spanQueue               // nil as well, then
+	tracers    *tracerProvider // nil unless spans are exported
+	queue      *spanQueue      // nil as well, then
 	meters     *sdkmetric.MeterProvider
 	logs       *sdklog.LoggerProvider // nil unless log records are exported
 	propagator propagation.TextMapPropagator

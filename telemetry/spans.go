@@ -10,6 +10,8 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+
+	"github.com/monotel/monotel/telemetry/messaging"
 )
 
 // startTraces starts nothing where nobody gets the spans.
@@ -24,9 +26,25 @@ func (t *Telemetry) startTraces(cfg *config, res *resource.Resource, exporter sd
 	queue.next = sdktrace.NewBatchSpanProcessor(&countedExporter{queue: queue, next: exporter},
 		sdktrace.WithMaxQueueSize(cfg.queueSize+spare), sdktrace.WithMaxExportBatchSize(cfg.batchSize))
 	t.queue = queue
-	t.tracers = sdktrace.NewTracerProvider(
-		sdktrace.WithResource(res), sdktrace.WithSampler(cfg.sampler), sdktrace.WithSpanProcessor(queue))
+	t.tracers = &tracerProvider{sampler: cfg.sampler, TracerProvider: sdktrace.NewTracerProvider(
+		sdktrace.WithResource(res), sdktrace.WithSampler(cfg.sampler), sdktrace.WithSpanProcessor(queue))}
 	return queue.instruments(t.meters.Meter(scopeName))
+}
+
+// A tracerProvider is the SDK's, and can tell what it does not record.
+type tracerProvider struct {
+	*sdktrace.TracerProvider
+
+	sampler sdktrace.Sampler
+}
+
+var _ messaging.ParentFollower = (*tracerProvider)(nil)
+
+// FollowsParent reports whether nothing is recorded below a span that is not
+// sampled, but for what [NewSampler] names.
+func (p *tracerProvider) FollowsParent() bool {
+	s, ok := p.sampler.(sampler)
+	return ok && s.parents
 }
 
 const scopeName = "github.com/monotel/monotel/telemetry"

@@ -97,10 +97,10 @@ type Consumer struct {
 	route Route
 
 	spanName   string
-	spanStart  []trace.SpanStartOption
+	spanStart  []trace.SpanStartOption // the kind, and what samplers may look at
 	batchName  string
 	batchStart []trace.SpanStartOption
-	rest       []attribute.KeyValue // of a span, beyond those it starts with
+	fixed      []attribute.KeyValue // of all spans, those that they start with first
 	settleName [settlements]string
 	template   attribute.KeyValue
 
@@ -120,6 +120,10 @@ type Consumer struct {
 	stateAttrs []metric.ObserveOption
 }
 
+// startAttrs is how many attributes the span of a message starts with, those that
+// samplers may look at.
+const startAttrs = 3
+
 // Consumer returns the consumer of a route. Call it once for each and keep it.
 func (t *Telemetry) Consumer(r Route) *Consumer {
 	t.mu.Lock()
@@ -130,11 +134,10 @@ func (t *Telemetry) Consumer(r Route) *Consumer {
 	c := &Consumer{t: t, route: r, spanName: opProcess + " " + r.Template, batchName: opBatch + " " + r.Template}
 	template, group := keyTemplate.String(r.Template), keyConsumerGroup.String(clean(r.Group, maxAttribute))
 	c.template = template
-	c.spanStart = []trace.SpanStartOption{
-		trace.WithSpanKind(trace.SpanKindConsumer),
-		trace.WithAttributes(keyOperationName.String(opProcess), keyOperationType.String(typeProcess), template),
+	c.fixed = []attribute.KeyValue{
+		keyOperationName.String(opProcess), keyOperationType.String(typeProcess), template, keySystem.String(systemNATS), group,
 	}
-	c.rest = []attribute.KeyValue{keySystem.String(systemNATS), group}
+	c.spanStart = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(c.fixed[:startAttrs]...)}
 	c.batchStart = []trace.SpanStartOption{
 		trace.WithSpanKind(trace.SpanKindConsumer), trace.WithNewRoot(),
 		trace.WithAttributes(keySystem.String(systemNATS), keyOperationName.String(opBatch), keyOperationType.String(typeProcess),
@@ -259,10 +262,15 @@ func (c *Consumer) startSpan(parent context.Context, tr *tracer, d *Delivery, m 
 ) {
 	out = parent
 	defer contain()
-	opts := c.spanStart
+	opts, later := c.spanStart, c.fixed[startAttrs:]
 	linked := d.Attempt > 1 || state == stateLinked || len(m.Links) > 0
-	if linked {
+	switch {
+	case linked:
 		opts = c.startOptions(d, m, sc)
+	case tr.drops(sc):
+		return out
+	case tr.follows:
+		opts, later = opts[:1], c.fixed
 	}
 	started, span := tr.Start(parent, c.spanName, opts...)
 	if started == nil || span == nil {
@@ -270,7 +278,7 @@ func (c *Consumer) startSpan(parent context.Context, tr *tracer, d *Delivery, m 
 	}
 	d.span, out = span, started
 	if span.IsRecording() {
-		c.describe(d, m)
+		c.describe(d, m, later)
 		if state == stateContinued && d.Attempt > 0 && !linked {
 			span.AddLink(trace.Link{SpanContext: sc})
 		}
@@ -300,10 +308,11 @@ func (c *Consumer) startOptions(d *Delivery, m *Message, sc trace.SpanContext) [
 	return opts
 }
 
-// describe adds what samplers do not need.
-func (c *Consumer) describe(d *Delivery, m *Message) {
+// describe collects what the span did not start with: the given attributes, and
+// those of the message.
+func (c *Consumer) describe(d *Delivery, m *Message, attrs []attribute.KeyValue) {
 	d.attrs = takeAttrs()
-	attrs := append(*d.attrs, c.rest...)
+	attrs = append(*d.attrs, attrs...)
 	attrs = append(attrs, keyDestination.String(clean(m.Subject, maxAttribute)))
 	if id := m.Header.Get(msgIDHeader); id != "" {
 		attrs = append(attrs, keyMessageID.String(clean(id, maxAttribute)))
@@ -540,6 +549,9 @@ func (c *Consumer) StartBatch(ctx context.Context, n int, delivery func(int) *De
 	var links []trace.Link
 	for i := 0; i < n && len(links) < maxBatchLinks; i++ {
 		if span := delivery(i).span; span != nil && span.SpanContext().IsSampled() {
+			if links == nil {
+				links = make([]trace.Link, 0, min(n-i, maxBatchLinks))
+			}
 			links = append(links, trace.Link{SpanContext: span.SpanContext()})
 		}
 	}

@@ -315,6 +315,80 @@ func TestBatch_links(t *testing.T) {
 	}
 }
 
+// A parentFollower records nothing below a span that is not sampled, and says so.
+type parentFollower struct{ trace.TracerProvider }
+
+func (parentFollower) FollowsParent() bool { return true }
+
+// What would not be recorded is not made, and the trace goes on past it.
+func TestParentFollower(t *testing.T) {
+	t.Parallel()
+	const sampled, unsampled = "00-" + testTraceID + "-00f067aa0ba902b7-01", "00-" + testTraceID + "-00f067aa0ba902b7-00"
+	for _, tt := range []struct {
+		name        string
+		traceparent string
+		attempt     uint32
+		age         time.Duration
+		links       []string
+		follows     bool
+		made        bool
+	}{
+		{"unsampled", unsampled, 1, 0, nil, true, false},
+		{"unsampled, of core NATS", unsampled, 0, 0, nil, true, false},
+		{"unsampled, of a provider that says nothing", unsampled, 1, 0, nil, false, true},
+		{"sampled", sampled, 1, 0, nil, true, true},
+		{"without a trace", "", 1, 0, nil, true, true},
+		{"delivered again", unsampled, 2, 0, nil, true, true},
+		{"old", unsampled, 1, time.Hour, nil, true, true},
+		{"a replay", unsampled, 1, 0, []string{sampled}, true, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r, tp := recorded(t, sdktrace.WithSampler(sdktrace.AlwaysSample())) // so that whatever is made is seen
+			if tt.follows {
+				tp = parentFollower{tp}
+			}
+			m := newMeter()
+			tel := newTelemetry(t, Config{TracerProvider: tp, MeterProvider: m})
+			c, d := tel.Consumer(Route{Template: "a", Group: "g", Stream: "s"}), &Delivery{Attempt: tt.attempt}
+			if d.Attempt > 0 {
+				d.Stored = time.Now().Add(-tt.age).UnixNano()
+			}
+			var h nats.Header
+			if tt.traceparent != "" {
+				h = nats.Header{"traceparent": {tt.traceparent}}
+			}
+			ctx := c.Start(t.Context(), d, &Message{Header: h, Links: tt.links}, time.Now())
+			if got := len(r.Started()) == 1; got != tt.made {
+				t.Errorf("a span is made: %v, want %v", got, tt.made)
+			}
+			_, o := tel.Publisher("b").Start(ctx)
+			sent, _ := o.Inject("b", nil, 0, false)
+			switch traceparent := sent["traceparent"]; {
+			case len(traceparent) != 1:
+				t.Errorf("the handler's publish has the header %v", sent)
+			case (traceparent[0] == tt.traceparent) == tt.made:
+				t.Errorf("the handler's publish carries %s, the message %s", traceparent[0], tt.traceparent)
+			}
+			o.End(nil)
+			if got := len(r.Started()); got != 2 && tt.made || got != 0 && !tt.made {
+				t.Errorf("%d spans with the handler's publish", got)
+			}
+			s := c.Settle(ctx, d, Ack)
+			s.End(nil, time.Now(), false, nil)
+			if len(r.Started()) != len(r.Ended()) {
+				t.Errorf("%d of %d spans have ended", len(r.Ended()), len(r.Started()))
+			}
+			all := m.collect(t)
+			for _, name := range []string{"messaging.client.consumed.messages", "messaging.process.duration", "messaging.client.sent.messages"} {
+				if _, ok := all[name]; !ok {
+					t.Errorf("%s is not measured", name)
+				}
+			}
+		})
+	}
+}
+
 // Whoever comes first, the settlement or the handler's return, ends the
 // processing, and only once.
 func TestDelivery_endsOnce(t *testing.T) {
@@ -526,6 +600,31 @@ func TestConsumer_freshness(t *testing.T) {
 			t.Errorf("%+v: continued is %v", tt, got)
 		}
 	}
+}
+
+// A header is used again when its publish has ended, and not before.
+func TestInject_headerIsItsOwn(t *testing.T) {
+	t.Parallel()
+	p := newTelemetry(t, Config{TracerProvider: sampledTracers(t)}).Publisher("a")
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 200 {
+				ctx, o := p.Start(t.Context())
+				want := formatTraceparent(trace.SpanContextFromContext(ctx))
+				h, _ := o.Inject("a", nil, 0, false)
+				again, _ := o.Inject("a", nil, 0, false) // as after a failure
+				_, other := p.Start(t.Context())
+				other.Inject("a", nil, 0, false)
+				other.End(nil)
+				if h.Get(traceparent) != want || again.Get(traceparent) != want || len(h) != 1 {
+					t.Errorf("the header is %v and %v, want %s", h, again, want)
+				}
+				o.End(nil)
+			}
+		})
+	}
+	all.Wait()
 }
 
 // A broken traceparent of the caller's takes its tracestate with it.

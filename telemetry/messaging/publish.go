@@ -18,7 +18,7 @@ import (
 type Publisher struct {
 	t         *Telemetry
 	spanName  string
-	spanStart []trace.SpanStartOption
+	spanStart []trace.SpanStartOption // the kind, and what samplers may look at
 	base      []attribute.KeyValue
 
 	duration           histogramOptions
@@ -45,7 +45,8 @@ func (t *Telemetry) Publisher(template string) *Publisher {
 	if p := t.publishers[template]; p != nil {
 		return p
 	}
-	// The count of messages has all but the first, what is the destination's alone the last.
+	// The count of messages has all but the first, what is the destination's alone the last. What a span
+	// does not begin with is the second.
 	p := &Publisher{t: t, spanName: opPublish + " " + template, base: []attribute.KeyValue{
 		keyOperationType.String(typeSend), keySystem.String(systemNATS), keyOperationName.String(opPublish),
 		keyTemplate.String(template),
@@ -75,10 +76,13 @@ func (p *Publisher) observe(o metric.Observer) {
 type Publish struct {
 	p     *Publisher
 	span  trace.Span      // nil: there is none
-	ctx   context.Context //nolint:containedctx // that of the span, for exemplars
+	ctx   context.Context //nolint:containedctx // that of the span, for exemplars, else the caller's
 	begin time.Time
 	attrs *[]attribute.KeyValue // of the span, set when it ends; nil if it does not record
+	fixed uint8                 // how many of them are those of all publishes
 	async bool
+
+	header *traceHeader // what Inject returned; nil if it is of no use to others
 }
 
 // Start begins a publish. The returned context carries its span.
@@ -89,18 +93,28 @@ func (p *Publisher) Start(ctx context.Context) (out context.Context, o Publish) 
 		o.begin = time.Now()
 	}
 	tracer := p.t.tracers.get()
-	if tracer == nil {
+	if tracer == nil || tracer.drops(trace.SpanContextFromContext(ctx)) {
 		return out, o
 	}
-	started, span := tracer.Start(ctx, p.spanName, p.spanStart...)
-	if started != nil && span != nil {
-		out, o.ctx, o.span = started, started, span
+	opts, attrs := p.spanStart, p.base[1:2] // see Publisher
+	if tracer.follows {
+		opts, attrs = opts[:1], p.base
+	}
+	started, span := tracer.Start(ctx, p.spanName, opts...)
+	if started == nil || span == nil {
+		return out, o
+	}
+	out, o.ctx, o.span = started, started, span
+	if span.IsRecording() {
+		o.attrs, o.fixed = takeAttrs(), uint8(len(attrs)) //nolint:gosec // a few
+		*o.attrs = append(*o.attrs, attrs...)
 	}
 	return out, o
 }
 
 // Inject returns the header to send: h, or a copy of it with the trace context,
-// and whether it is that. What the caller set himself is kept, and linked to. A
+// and whether it is that. A copy is not to be changed, nor used when the publish has
+// ended. What the caller set himself is kept, and linked to. A
 // message that the server would not take with a larger header, or with any, goes
 // without. core says that the message is not stored.
 func (o *Publish) Inject(subject string, h nats.Header, size int, core bool) (out nats.Header, injected bool) {
@@ -110,7 +124,7 @@ func (o *Publish) Inject(subject string, h nats.Header, size int, core bool) (ou
 	}
 	defer contain()
 	t := o.p.t
-	if o.span != nil && o.span.IsRecording() {
+	if o.attrs != nil {
 		o.describe(subject, h, size)
 	}
 	if Carrier(h).has(t.fields) {
@@ -123,18 +137,34 @@ func (o *Publish) Inject(subject string, h nats.Header, size int, core bool) (ou
 		}
 		o.p.malformed.n.Add(1)
 	}
-	sc := trace.SpanContextFromContext(o.ctx) // the caller's, where spans go nowhere
+	sc := trace.SpanContextFromContext(o.ctx) // the caller's, where there is no span
 	switch {
 	case !sc.IsValid() && (len(t.settings.Baggage) == 0 || baggage.FromContext(o.ctx).Len() == 0):
 		return out, false
 	case core && t.settings.OmitUnsampledCore && !sc.IsSampled():
 		return out, false
 	}
-	if with := t.inject(o.ctx, h); t.takes(with, size) {
+	if with := o.inject(h); t.takes(with, size) {
 		return with, true
 	}
 	o.Drop()
 	return out, false
+}
+
+// inject is Telemetry.inject, with a header that is given back when the publish ends.
+func (o *Publish) inject(h nats.Header) nats.Header {
+	if !o.p.t.w3c || len(h) > 0 {
+		return o.p.t.inject(o.ctx, h)
+	}
+	v, ok := newTraceparent(o.ctx)
+	if !ok {
+		return o.p.t.inject(o.ctx, h)
+	}
+	if o.header == nil { // else it is sent again
+		o.header = traceHeaders.Get().(*traceHeader) //nolint:forcetypeassert // see New
+	}
+	o.header.value[0] = v
+	return o.header.header
 }
 
 // Drop counts a trace context that is not sent, since the message would be
@@ -150,11 +180,7 @@ const msgIDHeader = nats.MsgIdHdr
 
 // describe collects what samplers do not need.
 func (o *Publish) describe(subject string, h nats.Header, size int) {
-	if o.attrs == nil { // else it is sent again
-		o.attrs = takeAttrs()
-	}
-	attrs := (*o.attrs)[:0]
-	attrs = append(attrs, keySystem.String(systemNATS), keyDestination.String(clean(subject, maxAttribute)))
+	attrs := append((*o.attrs)[:o.fixed], keyDestination.String(clean(subject, maxAttribute))) // the rest is there if it is sent again
 	if id := h.Get(msgIDHeader); id != "" {
 		attrs = append(attrs, keyMessageID.String(clean(id, maxAttribute)))
 	}
@@ -201,6 +227,10 @@ func sequenceAttr(k attribute.Key, n uint64) attribute.KeyValue {
 func (o *Publish) End(err error) {
 	if o.p == nil {
 		return
+	}
+	if o.header != nil {
+		traceHeaders.Put(o.header)
+		o.header = nil
 	}
 	if err == nil && o.span == nil && o.begin.IsZero() { // all that there is, in a program without telemetry
 		o.Cancel()

@@ -168,7 +168,27 @@ type tracers struct {
 type tracer struct {
 	trace.Tracer
 
-	copies bool // its spans copy the attributes they are given, as those of the SDK do
+	copies  bool // its spans copy the attributes they are given, as those of the SDK do
+	follows bool // it is of a ParentFollower
+}
+
+// A ParentFollower is a TracerProvider that can tell that it records what its
+// parent's decision says, and without a parent what trace ID and links say. Only of
+// each delivery of a message after the first, dead letters and replays does it look
+// at the attributes.
+//
+// So spans that would not be recorded are not made: what is published and handled
+// below an unsampled span has that one's context. Those that are made get their
+// attributes when they end. The provider of package telemetry is one.
+type ParentFollower interface {
+	trace.TracerProvider
+
+	FollowsParent() bool
+}
+
+// drops reports whether the tracer records nothing below parent.
+func (t *tracer) drops(parent trace.SpanContext) bool {
+	return t.follows && parent.IsValid() && !parent.IsSampled()
 }
 
 // isOf reports whether v's type is of an OpenTelemetry package.
@@ -195,7 +215,8 @@ func (ts *tracers) init(tp trace.TracerProvider, version string) {
 
 func (ts *tracers) of(tp trace.TracerProvider) *tracer {
 	t := tp.Tracer(ScopeName, trace.WithInstrumentationVersion(ts.version))
-	return &tracer{Tracer: t, copies: isOf(t, "go.opentelemetry.io/otel/sdk/trace")}
+	f, ok := tp.(ParentFollower)
+	return &tracer{Tracer: t, copies: isOf(t, "go.opentelemetry.io/otel/sdk/trace"), follows: ok && f.FollowsParent()}
 }
 
 // get returns the tracer, or nil if spans go nowhere.
@@ -296,7 +317,7 @@ func (t *Telemetry) withServer(attrs []attribute.KeyValue) []attribute.KeyValue 
 
 // Attributes are collected in slices that are used again where spans copy them.
 var attrSlices = sync.Pool{New: func() any {
-	const most = 13
+	const most = 16
 	s := make([]attribute.KeyValue, 0, most)
 	return &s
 }}
@@ -316,8 +337,8 @@ func (t *Telemetry) giveAttrs(s *[]attribute.KeyValue) {
 // nothing to add.
 func (t *Telemetry) inject(ctx context.Context, h nats.Header) nats.Header {
 	if t.w3c && len(h) == 0 {
-		if h, ok := newTraceparent(ctx); ok {
-			return h
+		if v, ok := newTraceparent(ctx); ok {
+			return nats.Header{traceparent: {v}}
 		}
 	}
 	const keys = 2

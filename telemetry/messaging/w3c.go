@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/nats-io/nats.go"
 	"go.opentelemetry.io/otel/baggage"
@@ -82,15 +83,28 @@ var hexValues = func() (values [256]byte) {
 	return values
 }()
 
-// newTraceparent returns the header of a message that has none, if the context's
-// trace is all that travels.
-func newTraceparent(ctx context.Context) (h nats.Header, ok bool) {
+// newTraceparent returns the traceparent of a context whose trace is all that
+// travels.
+func newTraceparent(ctx context.Context) (v string, ok bool) {
 	sc := trace.SpanContextFromContext(ctx)
 	if !sc.IsValid() || sc.TraceState().Len() > 0 || baggage.FromContext(ctx).Len() > 0 {
-		return nil, false
+		return "", false
 	}
-	return nats.Header{traceparent: {formatTraceparent(sc)}}, true
+	return formatTraceparent(sc), true
 }
+
+// A traceHeader is a header that is a traceparent and nothing else. A publish has it
+// until it ends; then another one does.
+type traceHeader struct {
+	header nats.Header
+	value  [1]string
+}
+
+var traceHeaders = sync.Pool{New: func() any {
+	h := new(traceHeader)
+	h.header = nats.Header{traceparent: h.value[:]}
+	return h
+}}
 
 // formatTraceparent writes a traceparent.
 func formatTraceparent(sc trace.SpanContext) string {

@@ -42,8 +42,8 @@ func FuzzOnlyTraceparent(f *testing.F) {
 		ctx := trace.ContextWithSpanContext(context.Background(), got)
 		propagated := nats.Header{}
 		propagation.TraceContext{}.Inject(ctx, Carrier(propagated))
-		if written, ok := newTraceparent(ctx); !ok || !cmp.Equal(written, propagated) {
-			t.Errorf("%q is written %v, want %v", v, written, propagated)
+		if written, ok := newTraceparent(ctx); !ok || !cmp.Equal(nats.Header{traceparent: {written}}, propagated) {
+			t.Errorf("%q is written %q, want %v", v, written, propagated)
 		}
 	})
 }
@@ -91,7 +91,7 @@ func TestOnlyTraceparent_others(t *testing.T) {
 		t.Fatal(err)
 	}
 	sc, _ := onlyTraceparent(nats.Header{traceparent: {v}})
-	if h, ok := newTraceparent(trace.ContextWithSpanContext(t.Context(), sc.WithTraceState(state))); ok {
-		t.Errorf("a trace state is left out: %v", h)
+	if v, ok := newTraceparent(trace.ContextWithSpanContext(t.Context(), sc.WithTraceState(state))); ok {
+		t.Errorf("a trace state is left out: %v", v)
 	}
 }
