@@ -259,6 +259,7 @@ func (c *publishCall) finish(err error) (*PubAck, *PubAckFuture) {
 	c.mu.Lock()
 	c.over = true
 	op, held, failed := c.op, c.held, c.failed
+	c.held = false // who comes later has a publish of its own
 	ack, future := c.ack, c.future
 	c.mu.Unlock()
 	if held {

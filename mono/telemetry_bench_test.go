@@ -6,16 +6,16 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
 	"github.com/monotel/monotel/mono"
 	"github.com/monotel/monotel/mono/embedded"
+	"github.com/monotel/monotel/telemetry"
 )
 
 // These benchmarks compare an App with itself: impl=off records nothing, the
 // others record metrics, and sample no, one in a hundred, and every trace, with
-// OpenTelemetry's SDK and an exporter that throws the spans away.
+// package telemetry's set-up and an exporter that throws the spans away.
 
 var telemetrySides = []struct {
 	name    string
@@ -34,6 +34,26 @@ type discardSpans struct{}
 func (discardSpans) ExportSpans(context.Context, []sdktrace.ReadOnlySpan) error { return nil }
 func (discardSpans) Shutdown(context.Context) error                             { return nil }
 
+// setupTelemetry sets telemetry up as a program does. A negative ratio makes no
+// spans.
+func setupTelemetry(b *testing.B, ratio float64) []mono.Option {
+	b.Helper()
+	exporter := telemetry.WithSpanExporter(nil)
+	if ratio >= 0 {
+		exporter = telemetry.WithSpanExporter(discardSpans{})
+	}
+	tel, err := telemetry.Setup(b.Context(), exporter, telemetry.WithSampleRatio(max(ratio, 0)), telemetry.WithoutGlobals())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := tel.Shutdown(context.Background()); err != nil {
+			b.Error(err)
+		}
+	})
+	return []mono.Option{mono.WithMeterProvider(tel.MeterProvider()), mono.WithTracerProvider(tel.TracerProvider())}
+}
+
 // benchTelemetry runs one benchmark for each side.
 func benchTelemetry(b *testing.B, bench func(b *testing.B, opts ...mono.Option)) {
 	b.Helper()
@@ -41,19 +61,7 @@ func benchTelemetry(b *testing.B, bench func(b *testing.B, opts ...mono.Option))
 		b.Run("impl="+side.name, func(b *testing.B) {
 			opts := []mono.Option{mono.WithMeterProvider(nil), mono.WithTracerProvider(nil)}
 			if side.metrics {
-				mp := sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewManualReader()))
-				opts = append(opts, mono.WithMeterProvider(mp))
-			}
-			if side.ratio >= 0 {
-				tp := sdktrace.NewTracerProvider(
-					sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(side.ratio))),
-					sdktrace.WithBatcher(discardSpans{}, sdktrace.WithMaxQueueSize(1<<14)))
-				b.Cleanup(func() {
-					if err := tp.Shutdown(context.Background()); err != nil {
-						b.Error(err)
-					}
-				})
-				opts = append(opts, mono.WithTracerProvider(tp))
+				opts = setupTelemetry(b, side.ratio)
 			}
 			bench(b, opts...)
 		})
