@@ -232,7 +232,7 @@ func (c *publishCall) take() (op messaging.Publish, ok bool) {
 // giveBack keeps op for another attempt, if there can be one.
 func (c *publishCall) giveBack(op messaging.Publish, err error) {
 	c.mu.Lock()
-	last := c.over || c.held
+	last := c.over || c.held || op.Over() // else the connection was lost, and that has ended it
 	if !last {
 		c.op, c.held, c.failed = op, true, err
 	}
@@ -324,7 +324,7 @@ func (r *run) publishStream(ctx context.Context, d *destination, msg *Msg, op *m
 		header = msg.Header
 		ack, err = r.store(ctx, msg, header)
 	}
-	if errors.Is(err, jetstream.ErrNoStreamResponse) && d.durable && r.restore(time.Now()) == nil {
+	if errors.Is(err, jetstream.ErrNoStreamResponse) && d.durable && r.restoreFor(ctx) {
 		// The stream was there when we started. It is again.
 		ack, err = r.store(ctx, msg, header)
 	}
@@ -333,6 +333,16 @@ func (r *run) publishStream(ctx context.Context, d *destination, msg *Msg, op *m
 	}
 	op.Stored(ack.ack.Stream, ack.ack.Sequence, ack.ack.Duplicate)
 	return ack, nil
+}
+
+// restoreFor has a stream made again that a publish did not find, and reports
+// whether there is something to be hoped from sending it again.
+func (r *run) restoreFor(ctx context.Context) bool {
+	missed := time.Now()
+	if r.streamGone() && !wait(ctx, deletionTime) {
+		return false
+	}
+	return r.restore(missed) == nil
 }
 
 // ackTimeout is how long to wait for an acknowledgement where the context has no

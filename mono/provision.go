@@ -22,6 +22,12 @@ const (
 	arrangeTries   = 10
 	arrangeWait    = 100 * time.Millisecond
 	restoreTimeout = 10 * time.Second
+
+	// deletionTime is how long the server may take to delete a stream. It says that
+	// the stream and its consumers are gone before it moves their folder away. A
+	// stream that is made anew before that loses its own folder, and takes no message
+	// until the server is started again.
+	deletionTime = 2 * time.Second
 )
 
 // provision makes the server's streams and consumers what the registrations
@@ -290,6 +296,20 @@ func mergeConsumer(have, want ConsumerConfig) (merged ConsumerConfig, changed bo
 		}
 	}
 	return merged, changed
+}
+
+// streamGone reports whether a stream that was there is not any more. It may still
+// be being deleted, so whoever makes it anew waits for deletionTime before.
+func (r *run) streamGone() bool {
+	ctx, cancel := context.WithTimeout(r.whileConnected(), restoreTimeout)
+	defer cancel()
+	r.topologyMu.Lock()
+	names := slices.Collect(maps.Keys(r.created))
+	r.topologyMu.Unlock()
+	return slices.ContainsFunc(names, func(name string) bool {
+		_, err := r.js.Stream(ctx, name)
+		return errors.Is(err, jetstream.ErrStreamNotFound)
+	})
 }
 
 // restore brings back what is gone from the server: streams, their subjects and

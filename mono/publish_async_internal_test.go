@@ -1,11 +1,18 @@
 package mono
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 )
 
 func TestScanPubAck(t *testing.T) {
@@ -62,6 +69,81 @@ func FuzzScanPubAck(f *testing.F) {
 			t.Errorf("scanPubAck(%q) = %+v, want %+v, %v", data, got, want, err)
 		}
 	})
+}
+
+// A lost connection ends publishes while they are being written. Each message has
+// the trace of its own publish nevertheless.
+func TestAsyncPublisher_endedWhileWriting(t *testing.T) {
+	t.Parallel()
+	url, js := startServer(t)
+	tp := sdktrace.NewTracerProvider()
+	app, err := New(WithNATS(url), WithLogger(slog.New(slog.DiscardHandler)), WithTracerProvider(tp), WithMeterProvider(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := NewEvent("shop", "Placed", "v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream := StreamConfig{Name: "orders", Subjects: []string{e.Subject}}
+	if _, err := js.CreateStream(t.Context(), stream); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), internalPatience)
+	defer cancel()
+	if err := app.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	p := app.bus.run.Load().async
+	done := make(chan struct{})
+	var publishers, lost sync.WaitGroup
+	lost.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				p.failAll(ErrDisconnected, time.Now().Add(time.Hour))
+			}
+		}
+	})
+	const each = 2000
+	for range 3 {
+		publishers.Go(func() {
+			for range each {
+				ctx, span := tp.Tracer("test").Start(ctx, "request")
+				trace := span.SpanContext().TraceID().String()
+				if _, err := app.Bus().PublishStreamAsync(ctx, &Msg{Subject: e.Subject, Data: []byte(trace)}); err != nil &&
+					!errors.Is(err, ErrDisconnected) {
+					t.Error(err)
+				}
+				span.End()
+			}
+		})
+	}
+	publishers.Wait()
+	close(done)
+	lost.Wait()
+	if err := app.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+	s, err := js.Stream(ctx, "orders")
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := s.CachedInfo().State.LastSeq
+	if last == 0 {
+		t.Fatal("nothing is stored")
+	}
+	for seq := uint64(1); seq <= last; seq++ {
+		m, err := s.GetMsg(ctx, seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v := m.Header.Get("traceparent"); !strings.Contains(v, string(m.Data)) {
+			t.Fatalf("message %d of trace %s has the traceparent %q", seq, m.Data, v)
+		}
+	}
 }
 
 // An acknowledgement by the stream that acknowledged before costs no allocation.

@@ -389,6 +389,13 @@ func (p *puller) recreate() {
 	p.missing.Store(true)
 	missed := time.Now()
 	p.c.report(slog.LevelWarn, "the server does not know the consumer, arranging streams and consumers again", nil, nil)
+	if p.c.rt.streamGone() {
+		select {
+		case <-p.stopRun:
+			return
+		case <-time.After(deletionTime):
+		}
+	}
 	for {
 		err := p.c.rt.restore(missed)
 		if err == nil {

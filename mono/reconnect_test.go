@@ -467,6 +467,33 @@ func TestReconnect_deletedStream(t *testing.T) {
 	}
 }
 
+// A server that deletes a stream with many consumers says that one of them is gone
+// long before it is done with the folder. What is made anew in between would take no
+// messages.
+func TestReconnect_streamDeletedSlowly(t *testing.T) {
+	t.Parallel()
+	const others = 300
+	e := defineEvent(t, "Created")
+	srv := monotest.Server(t)
+	got := newTally()
+	app := runApp(t, onServer(srv), emitter("shop", e), durableModule("a", e, autoAck("Q", mono.LimitsPolicy), got.handle))
+	want := payloads("before-", 0, 5)
+	publishAll(t, app.Bus(), e, want)
+	got.waitFor(t, want)
+	js := jetStreamOf(t, srv.Conn())
+	for i := range others {
+		if _, err := js.CreateConsumer(t.Context(), "Q", jetstream.ConsumerConfig{Durable: fmt.Sprintf("other-%d", i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := js.DeleteStream(t.Context(), "Q"); err != nil {
+		t.Fatal(err)
+	}
+	pub := publishStubbornly(t, app.Bus(), e, "after-")
+	pub.more(t, 20)
+	got.waitFor(t, pub.end())
+}
+
 // The stream is deleted and made again while handlers hold messages of the old
 // one. Their acks do not touch the new messages, which have the same sequences.
 func TestReconnect_oldAcksDoNotReachANewStream(t *testing.T) {

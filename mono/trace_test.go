@@ -791,6 +791,43 @@ func TestTrace_middlewareGoesOnBefore(t *testing.T) {
 	}
 }
 
+// What middleware sends when the publish has returned is a publish of its own.
+func TestTrace_middlewareSendsLate(t *testing.T) {
+	t.Parallel()
+	tr, scrape := newTracing(), newScraper(t)
+	var later func() error
+	errGone := errors.New("gone on")
+	mw := mono.Middleware{Publish: func(next mono.PublishFunc) mono.PublishFunc {
+		return func(ctx context.Context, m *mono.Msg) error {
+			later = func() error { return next(ctx, m) }
+			return errGone
+		}
+	}}
+	app := startAppWith(t, []mono.Option{tr.option(), scrape.option, mono.WithMiddleware(mw)}, emitter("shop", monotestEvent(t)),
+		tracedConsumer(t, 1, ackAll))
+	if _, err := app.Bus().PublishStream(within(t), &mono.Msg{Subject: traceSubject, Data: []byte("x")}); !errors.Is(err, errGone) {
+		t.Fatalf("PublishStream = %v", err)
+	}
+	if err := later(); err != nil {
+		t.Fatal(err)
+	}
+	spans := tr.ended(t, publishSpan, 2)
+	if first, late := spans[0], spans[1]; first.Status().Code != codes.Error || late.Status().Code == codes.Error ||
+		late.Parent().SpanID() != first.SpanContext().SpanID() {
+		t.Errorf("the publish has status %v, the late one %v, below it: %v", first.Status(), late.Status(), late.Parent().SpanID())
+	}
+	if s := tr.one(t, processSpan); s.Parent().SpanID() != spans[1].SpanContext().SpanID() {
+		t.Error("the message is not below the publish that sent it")
+	}
+	want := map[string]float64{
+		"messaging_client_sent_messages_total{messaging_operation_name=publish}":                                  1,
+		"messaging_client_sent_messages_total{error_type=*errors.errorString,messaging_operation_name=publish}": 1,
+	}
+	if diff := cmp.Diff(want, only(scrape.text(t), "messaging_client_sent")); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 // What a handler publishes, in whatever way, is below its message; so is what
 // middleware opens around a publish.
 func TestTrace_downstream(t *testing.T) {

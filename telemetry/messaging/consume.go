@@ -270,7 +270,7 @@ func (c *Consumer) startSpan(parent context.Context, tr *tracer, d *Delivery, m 
 	case tr.drops(sc):
 		return out
 	case tr.follows:
-		opts, later = opts[:1], c.fixed
+		opts, later = opts[:1:1], c.fixed
 	}
 	started, span := tr.Start(parent, c.spanName, opts...)
 	if started == nil || span == nil {

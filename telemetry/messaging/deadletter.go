@@ -68,8 +68,8 @@ func (c *Consumer) observeCaptures(o metric.Observer) {
 	c.failedAgain.observe(o, i.replayed, durable, own, failedAgainAttrs...)
 }
 
-// Capture begins the capture of a message into a dead-letter stream: below the
-// attempt that failed, or, where no handler has seen it, in a trace of its own. It
+// Capture begins the capture of a message into a dead-letter stream: in the trace of
+// the attempt that failed, or, where no handler has seen it, in one of its own. It
 // is linked to the publish. ctx is what Start returned for the attempt.
 func (c *Consumer) Capture(ctx context.Context, d *Delivery, m *Message, stream, reason string) (o Capture) {
 	o = Capture{c: c, reason: reason}
@@ -77,9 +77,9 @@ func (c *Consumer) Capture(ctx context.Context, d *Delivery, m *Message, stream,
 	_, origin, _ := c.t.extract(Bare(ctx), m.Header)
 	o.Origin = traceparentOf(origin)
 	parent := Bare(ctx)
-	if d.span != nil {
+	if d.begin != 0 {
 		parent = ctx
-		o.Attempt = traceparentOf(d.span.SpanContext())
+		o.Attempt = traceparentOf(trace.SpanContextFromContext(ctx))
 	}
 	tracer := c.t.tracers.get()
 	if tracer == nil {

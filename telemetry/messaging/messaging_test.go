@@ -389,6 +389,70 @@ func TestParentFollower(t *testing.T) {
 	}
 }
 
+// A span has the same attributes in the end, whenever it gets them.
+func TestParentFollower_attributes(t *testing.T) {
+	t.Parallel()
+	spans := func(follows bool) map[string]string {
+		r, tp := recorded(t)
+		if follows {
+			tp = parentFollower{tp}
+		}
+		tel := newTelemetry(t, Config{TracerProvider: tp, Settings: Settings{BodySize: true}})
+		tel.SetServer("nats.example:4222", nil)
+		ctx, o := tel.Publisher("a.*").Start(t.Context())
+		h, _ := o.Inject("a.b", nats.Header{nats.MsgIdHdr: {"id"}}, 7, false)
+		o.Stored("s", 17, true)
+		c := tel.Consumer(Route{Template: "a.*", Group: "g", Stream: "s"})
+		for attempt := range uint32(2) {
+			d := Delivery{Attempt: attempt + 1, Sequence: 17, Stored: time.Now().UnixNano()}
+			in := c.Start(Bare(ctx), &d, &Message{Subject: "a.b", Header: h, Size: 7, ConsumerSequence: 18}, time.Now())
+			s := c.Settle(in, &d, Ack)
+			s.End(nil, time.Now(), false, nil)
+		}
+		o.End(nil)
+		all := make(map[string]string)
+		for i, s := range r.Ended() {
+			var attrs []string
+			for _, a := range s.Attributes() {
+				attrs = append(attrs, string(a.Key)+"="+a.Value.String())
+			}
+			slices.Sort(attrs)
+			all[fmt.Sprint(i, " ", s.Name())] = strings.Join(attrs, " ")
+		}
+		return all
+	}
+	want, got := spans(false), spans(true)
+	if len(want) != 5 {
+		t.Errorf("there are %d spans, want 5", len(want))
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-without +with a ParentFollower):\n%s", diff)
+	}
+}
+
+// A dead letter of an attempt that is not recorded is found in the publish's trace.
+func TestParentFollower_deadLetter(t *testing.T) {
+	t.Parallel()
+	r, tp := recorded(t, sdktrace.WithSampler(sdktrace.AlwaysSample()))
+	c := newTelemetry(t, Config{TracerProvider: parentFollower{tp}}).Consumer(Route{Template: "a", Group: "g", Stream: "s"})
+	const unsampled = "00-" + testTraceID + "-00f067aa0ba902b7-00"
+	d := Delivery{Attempt: 1, Sequence: 17, Stored: time.Now().UnixNano()}
+	m := Message{Subject: "a", Header: nats.Header{"traceparent": {unsampled}}}
+	ctx := c.Start(t.Context(), &d, &m, time.Now())
+	o := c.Capture(ctx, &d, &m, "DLQ", "permanent_error")
+	o.End(true, nil)
+	if s := last(t, r); s.Name() != "dead_letter DLQ" || s.SpanContext().TraceID().String() != testTraceID {
+		t.Errorf("%q is in trace %s, want %s", s.Name(), s.SpanContext().TraceID(), testTraceID)
+	}
+	if o.Attempt != unsampled || o.Origin != unsampled {
+		t.Errorf("the attempt is %q, its origin %q, want %q", o.Attempt, o.Origin, unsampled)
+	}
+	if links := replayLinks([]string{o.Attempt, o.Origin}); len(links) != 1 {
+		t.Errorf("a replay links to it %d times", len(links))
+	}
+	c.Return(ctx, &d, nil)
+}
+
 // Whoever comes first, the settlement or the handler's return, ends the
 // processing, and only once.
 func TestDelivery_endsOnce(t *testing.T) {

@@ -98,7 +98,7 @@ func (p *Publisher) Start(ctx context.Context) (out context.Context, o Publish) 
 	}
 	opts, attrs := p.spanStart, p.base[1:2] // see Publisher
 	if tracer.follows {
-		opts, attrs = opts[:1], p.base
+		opts, attrs = opts[:1:1], p.base
 	}
 	started, span := tracer.Start(ctx, p.spanName, opts...)
 	if started == nil || span == nil {
@@ -114,9 +114,9 @@ func (p *Publisher) Start(ctx context.Context) (out context.Context, o Publish) 
 
 // Inject returns the header to send: h, or a copy of it with the trace context,
 // and whether it is that. A copy is not to be changed, nor used when the publish has
-// ended. What the caller set himself is kept, and linked to. A
-// message that the server would not take with a larger header, or with any, goes
-// without. core says that the message is not stored.
+// ended well. What the caller set himself is kept, and linked to. A message that the
+// server would not take with a larger header, or with any, goes without. core says
+// that the message is not stored.
 func (o *Publish) Inject(subject string, h nats.Header, size int, core bool) (out nats.Header, injected bool) {
 	out = h
 	if o.p == nil {
@@ -190,6 +190,9 @@ func (o *Publish) describe(subject string, h nats.Header, size int) {
 	*o.attrs = o.p.t.withServer(attrs)
 }
 
+// Over reports whether the publish has ended and there is nothing left to record.
+func (o *Publish) Over() bool { return o.p == nil }
+
 // Pending says that the publish waits for its acknowledgement while its caller
 // goes on, until End.
 func (o *Publish) Pending() {
@@ -229,7 +232,9 @@ func (o *Publish) End(err error) {
 		return
 	}
 	if o.header != nil {
-		traceHeaders.Put(o.header)
+		if err == nil { // else it may still be being sent
+			traceHeaders.Put(o.header)
+		}
 		o.header = nil
 	}
 	if err == nil && o.span == nil && o.begin.IsZero() { // all that there is, in a program without telemetry

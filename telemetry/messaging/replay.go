@@ -3,6 +3,7 @@ package messaging
 import (
 	"cmp"
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/nats-io/nats.go"
@@ -121,7 +122,8 @@ type replayCount struct {
 // maxReplayLinks bounds the links that a message asks for.
 const maxReplayLinks = 2
 
-// replayLinks reads traceparents and leaves out what is none.
+// replayLinks reads traceparents and leaves out what is none, or there already, as
+// where the attempt was not recorded.
 func replayLinks(values []string) []trace.Link {
 	const longest = 256 // of what is worth a look
 	var links []trace.Link
@@ -132,7 +134,9 @@ func replayLinks(values []string) []trace.Link {
 		for p := range strings.FieldsSeq(v) {
 			ctx := propagation.TraceContext{}.Extract(context.Background(), //nolint:forbidigo // it only carries the result
 				propagation.MapCarrier{traceparent: p})
-			if sc := trace.SpanContextFromContext(ctx); sc.IsValid() && len(links) < maxReplayLinks {
+			sc := trace.SpanContextFromContext(ctx)
+			known := slices.ContainsFunc(links, func(l trace.Link) bool { return l.SpanContext.Equal(sc) })
+			if sc.IsValid() && !known && len(links) < maxReplayLinks {
 				links = append(links, trace.Link{SpanContext: sc})
 			}
 		}

@@ -172,17 +172,18 @@ type tracer struct {
 	follows bool // it is of a ParentFollower
 }
 
-// A ParentFollower is a TracerProvider that can tell that it records what its
-// parent's decision says, and without a parent what trace ID and links say. Only of
-// each delivery of a message after the first, dead letters and replays does it look
-// at the attributes.
+// A ParentFollower is a TracerProvider that records nothing below a span that is
+// not sampled, except deliveries after the first, dead letters and replays, which it
+// knows by the attributes that they begin with.
 //
-// So spans that would not be recorded are not made: what is published and handled
-// below an unsampled span has that one's context. Those that are made get their
-// attributes when they end. The provider of package telemetry is one.
+// Spans that it would not record are not made: what is published and handled below
+// an unsampled span has that one's context. The others, but for the exceptions, get
+// their attributes when they end. The provider of package telemetry is one.
 type ParentFollower interface {
 	trace.TracerProvider
 
+	// FollowsParent reports whether the provider, as it is set up, does that. It
+	// is asked once.
 	FollowsParent() bool
 }
 

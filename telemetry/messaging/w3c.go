@@ -94,7 +94,8 @@ func newTraceparent(ctx context.Context) (v string, ok bool) {
 }
 
 // A traceHeader is a header that is a traceparent and nothing else. A publish has it
-// until it ends; then another one does.
+// until it has ended well, which says that the header was written; then another one
+// does.
 type traceHeader struct {
 	header nats.Header
 	value  [1]string
