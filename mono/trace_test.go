@@ -820,7 +820,7 @@ func TestTrace_middlewareSendsLate(t *testing.T) {
 		t.Error("the message is not below the publish that sent it")
 	}
 	want := map[string]float64{
-		"messaging_client_sent_messages_total{messaging_operation_name=publish}":                                  1,
+		"messaging_client_sent_messages_total{messaging_operation_name=publish}":                                1,
 		"messaging_client_sent_messages_total{error_type=*errors.errorString,messaging_operation_name=publish}": 1,
 	}
 	if diff := cmp.Diff(want, only(scrape.text(t), "messaging_client_sent")); diff != "" {

@@ -180,7 +180,8 @@ const msgIDHeader = nats.MsgIdHdr
 
 // describe collects what samplers do not need.
 func (o *Publish) describe(subject string, h nats.Header, size int) {
-	attrs := append((*o.attrs)[:o.fixed], keyDestination.String(clean(subject, maxAttribute))) // the rest is there if it is sent again
+	attrs := (*o.attrs)[:o.fixed] // the rest is there if it is sent again
+	attrs = append(attrs, keyDestination.String(clean(subject, maxAttribute)))
 	if id := h.Get(msgIDHeader); id != "" {
 		attrs = append(attrs, keyMessageID.String(clean(id, maxAttribute)))
 	}
