@@ -144,6 +144,11 @@ func (c *containers) stop(ctx context.Context, service string) error {
 	return err
 }
 
+func (c *containers) freeze(ctx context.Context, service string) error {
+	_, err := c.docker(ctx, service, "kill", "--signal=STOP")
+	return err
+}
+
 func (c *containers) kill(ctx context.Context, service string) error {
 	_, err := c.docker(ctx, service, "kill")
 	return err

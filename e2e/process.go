@@ -196,6 +196,12 @@ func (p *processes) stop(ctx context.Context, service string) error {
 	return p.end(ctx, service, syscall.SIGTERM)
 }
 
+func (p *processes) freeze(_ context.Context, service string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.programs[service].cmd.Process.Signal(syscall.SIGSTOP)
+}
+
 func (p *processes) kill(ctx context.Context, service string) error {
 	return p.end(ctx, service, syscall.SIGKILL)
 }

@@ -41,8 +41,10 @@ type stack interface {
 	// up builds what is of this checkout, starts every service, and returns when they
 	// are healthy, as far as the runtime knows.
 	up(ctx context.Context) error
-	// stop ends a service in an orderly way, kill does not, start starts it again.
+	// stop ends a service in an orderly way, kill does not, start starts it again. freeze
+	// leaves it there, and lets it do nothing more; only kill ends that.
 	stop(ctx context.Context, service string) error
+	freeze(ctx context.Context, service string) error
 	kill(ctx context.Context, service string) error
 	start(ctx context.Context, service string) error
 	// url is where a service answers HTTP on this machine.
