@@ -191,7 +191,8 @@ func (o *Publish) describe(subject string, h nats.Header, size int) {
 	*o.attrs = o.p.t.withServer(attrs)
 }
 
-// Over reports whether the publish has ended and there is nothing left to record.
+// Over reports whether o is the zero value, as where somebody else has taken the
+// publish and ended it.
 func (o *Publish) Over() bool { return o.p == nil }
 
 // Pending says that the publish waits for its acknowledgement while its caller
