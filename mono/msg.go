@@ -108,8 +108,9 @@ const (
 
 // Context returns the context of this delivery. It carries the message's own
 // span, also in a batch, so that what is done and published with it belongs to the
-// message's trace; where that is not recorded, it may be the publish's. It ends when Stop runs out of time. For a message that was not
-// delivered it is context.Background.
+// message's trace; where that is not recorded, it may be the publish's. It ends when
+// Stop runs out of time. For a message that was not delivered it is
+// context.Background.
 func (m *Msg) Context() context.Context {
 	if m.ctx == nil {
 		return context.Background() //nolint:forbidigo // there is no other

@@ -155,9 +155,9 @@ func WithStreamUpdates() Option {
 }
 
 // WithTracerProvider sets where spans go: one for each publish, each message that
-// a handler gets, and each settlement, of traces that are recorded. The default is OpenTelemetry's global
-// provider; while none is set there, nothing is recorded, and trace context that
-// arrives is passed on. Nil records nothing either.
+// a handler gets, and each settlement, of traces that are recorded. The default is
+// OpenTelemetry's global provider; while none is set there, nothing is recorded, and
+// trace context that arrives is passed on. Nil records nothing either.
 func WithTracerProvider(p trace.TracerProvider) Option {
 	if p == nil {
 		p = tnoop.NewTracerProvider()

@@ -151,20 +151,19 @@ func (o *Publish) Inject(subject string, h nats.Header, size int, core bool) (ou
 	return out, false
 }
 
-// inject is Telemetry.inject, with a header that is given back when the publish ends.
+// inject is Telemetry.inject, with a header that is used again when the publish has
+// ended well.
 func (o *Publish) inject(h nats.Header) nats.Header {
-	if !o.p.t.w3c || len(h) > 0 {
-		return o.p.t.inject(o.ctx, h)
+	if o.p.t.w3c && len(h) == 0 {
+		if v, ok := newTraceparent(o.ctx); ok {
+			if o.header == nil { // else it is sent again
+				o.header = traceHeaders.Get().(*traceHeader) //nolint:forcetypeassert // see New
+			}
+			o.header.value[0] = v
+			return o.header.header
+		}
 	}
-	v, ok := newTraceparent(o.ctx)
-	if !ok {
-		return o.p.t.inject(o.ctx, h)
-	}
-	if o.header == nil { // else it is sent again
-		o.header = traceHeaders.Get().(*traceHeader) //nolint:forcetypeassert // see New
-	}
-	o.header.value[0] = v
-	return o.header.header
+	return o.p.t.inject(o.ctx, h)
 }
 
 // Drop counts a trace context that is not sent, since the message would be
