@@ -640,7 +640,7 @@ func (b *Bridge) capture(ctx context.Context, r *Record) error {
 	if b.cfg.Trace != nil {
 		ctx, more = b.cfg.Trace(ctx, r)
 	}
-	captured, err := b.store.Capture(ctx, r, more)
+	captured, err := b.store.CaptureNext(ctx, r, more)
 	if b.cfg.Captured != nil {
 		b.cfg.Captured(ctx, r, captured, err)
 	}

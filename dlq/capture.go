@@ -57,46 +57,85 @@ func (s *Store) Capture(ctx context.Context, r *Record, more nats.Header) (captu
 	return true, nil
 }
 
-// ErrIDTaken reports that another message has the record's ID. That happens when
-// its stream was deleted and made again, and the record says the wrong time of
-// creation.
-var ErrIDTaken = errors.New("another message has the ID of this dead letter")
-
-// Holds reports whether a record of the message that r describes is stored: by
-// its ID, and by the time at which the message was stored, as far as both say.
-// [ErrIDTaken] is none of the errors: then it is not.
-//
-// It takes two round trips.
-func (s *Store) Holds(ctx context.Context, r *Record) (bool, error) {
-	err := s.checkSame(ctx, r, s.Subject(r.Stream, r.Consumer, r.ID))
-	switch {
-	case err == nil:
-		return true, nil
-	case errors.Is(err, jetstream.ErrMsgNotFound), errors.Is(err, ErrIDTaken):
-		return false, nil
+// CaptureNext is [Store.Capture] that does not give up where something else is stored
+// under the record's ID: it goes on with the next ones, see [NextID]. r.ID is the one
+// that the record has in the end.
+func (s *Store) CaptureNext(ctx context.Context, r *Record, more nats.Header) (captured bool, err error) {
+	for range maxIDs {
+		captured, err = s.Capture(ctx, r, more)
+		if !errors.Is(err, ErrIDTaken) {
+			break
+		}
+		r.ID = NextID(r.ID)
 	}
-	return false, err
+	return captured, err
 }
 
-// checkSame makes sure that what is stored already is the same message: it was
-// stored in its stream at the same time.
+// ErrIDTaken reports that what is stored under the record's ID is not this
+// message: its stream was deleted and made again and the record says the wrong time
+// of creation, or somebody else has published there. See [NextID].
+var ErrIDTaken = errors.New("another message has the ID of this dead letter")
+
+// maxIDs is how many IDs are tried for one message, see [NextID].
+const maxIDs = 4
+
+// Holds reports whether a record of the message that r describes is stored. It
+// looks under r.ID and, as long as something else is there, under the IDs that
+// follow it. If it finds the record, r.ID is where.
+//
+// It takes a round trip to the leader of the dead-letter stream.
+func (s *Store) Holds(ctx context.Context, r *Record) (bool, error) {
+	id := r.ID
+	for range maxIDs {
+		switch err := s.checkSame(ctx, r, s.Subject(r.Stream, r.Consumer, id)); {
+		case err == nil:
+			r.ID = id
+			return true, nil
+		case errors.Is(err, jetstream.ErrMsgNotFound):
+			return false, nil
+		case !errors.Is(err, ErrIDTaken):
+			return false, err
+		}
+		id = NextID(id)
+	}
+	return false, nil
+}
+
+// checkSame returns nil if what is stored on the subject is a record of the same
+// message, [ErrIDTaken] if it is anything else, and jetstream.ErrMsgNotFound if
+// there is nothing.
 func (s *Store) checkSame(ctx context.Context, r *Record, subject string) error {
-	stream, err := s.js.Stream(ctx, s.cfg.StreamName())
+	m, err := s.next(ctx, s.cfg.StreamName(), subject, 1)
+	if err == nil && m == nil {
+		err = jetstream.ErrMsgNotFound
+	}
 	if err != nil {
 		return fmt.Errorf("look at dead letter %s: %w", r.ID, err)
 	}
-	first, err := stream.GetMsg(ctx, 0, jetstream.WithGetMsgSubject(subject))
+	h, err := nats.DecodeHeadersMsg(m.Headers)
 	if err != nil {
-		return fmt.Errorf("look at dead letter %s: %w", r.ID, err)
+		return fmt.Errorf("dead letter %s: %w: its header cannot be read", r.ID, ErrIDTaken)
 	}
-	have, err := Decode(first.Header, first.Data)
-	if have == nil {
-		return fmt.Errorf("look at dead letter %s: %w", r.ID, err)
-	}
-	if !have.Stored.IsZero() && !r.Stored.IsZero() && !have.Stored.Equal(r.Stored) {
+	if have, _ := Decode(h, nil); have == nil || !r.sameMessage(have) {
 		return fmt.Errorf("dead letter %s: %w", r.ID, ErrIDTaken)
 	}
 	return nil
+}
+
+// sameMessage reports whether a stored record is of the message that r describes.
+// A record that does not say when its message was stored proves nothing: anybody
+// can publish one. Where r does not know that time, the sequence decides.
+func (r *Record) sameMessage(have *Record) bool {
+	if have.Stream != r.Stream || have.Consumer != r.Consumer {
+		return false
+	}
+	if r.StreamSequence != 0 && have.StreamSequence != 0 && have.StreamSequence != r.StreamSequence {
+		return false
+	}
+	if r.Stored.IsZero() {
+		return r.StreamSequence != 0 && have.StreamSequence == r.StreamSequence
+	}
+	return have.Stored.Equal(r.Stored)
 }
 
 // redact takes away what is not to be stored.
@@ -131,6 +170,10 @@ func (s *Store) message(ctx context.Context, r *Record, more nats.Header) (*nats
 		if msg.Header = r.cut(d.stack, d.text, more); fits(msg, limit) {
 			return msg, nil
 		}
+	}
+	// The objects are named after the ID. Those of another message must not be replaced.
+	if err := s.checkSame(ctx, r, msg.Subject); errors.Is(err, ErrIDTaken) {
+		return nil, err
 	}
 	if err := s.putElsewhere(ctx, r); err != nil {
 		return nil, err

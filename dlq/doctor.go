@@ -969,7 +969,7 @@ func (s *Store) captureZombie(ctx context.Context, p *suspect, created time.Time
 		}
 		r.Header, r.OriginTraceparent = h, h.Get("traceparent")
 	}
-	captured, err = s.Capture(ctx, r, nil)
+	captured, err = s.CaptureNext(ctx, r, nil)
 	if err != nil {
 		return false, err
 	}

@@ -154,6 +154,10 @@ func ID(stream string, created time.Time, consumer string, sequence uint64) stri
 	return strings.ToLower(base32.StdEncoding.EncodeToString(h.Sum(nil)[:size]))
 }
 
+// NextID returns the ID to use for a message whose own ID is taken by something that
+// is not its record, see [ErrIDTaken]. The same ID has the same successor each time.
+func NextID(id string) string { return ID("", time.Unix(0, 0), id, 1) }
+
 // header returns the headers of the record on the wire, without those that only
 // steer its publish.
 func (r *Record) header() nats.Header {

@@ -161,7 +161,7 @@ func (s *Store) Settled(ctx context.Context, replay Replay) (ChangeKind, error) 
 		return "", nil
 	}
 	prior, err := s.prior(ctx, replay)
-	if err != nil && !errors.Is(err, ErrNoEntry) {
+	if err != nil && !errors.Is(err, ErrNoEntry) && !isNoStream(err) {
 		return "", fmt.Errorf("look at the replay of dead letter %.100q: %w", replay.ID, err)
 	}
 	return prior.outcome, nil

@@ -598,7 +598,7 @@ func TestCount_consumerGauges(t *testing.T) {
 			return r.RegisterEventStreamConsumer(event, mono.StreamConsumerConfig{
 				Stream:   mono.StreamConfig{Name: "slow"},
 				Consumer: mono.ConsumerConfig{Durable: "slow", MaxAckPending: 3},
-				Fetch:    mono.FetchConfig{BatchSize: 1}, AutoAck: true,
+				Fetch:    mono.FetchConfig{BatchSize: 1}, AutoAck: true, Concurrency: msgs,
 			}, func(context.Context, []*mono.Msg) error {
 				<-release
 				return nil

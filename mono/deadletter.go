@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"math/rand/v2"
 	"os"
 	"reflect"
 	"runtime/debug"
@@ -22,18 +21,11 @@ import (
 	"github.com/monotel/monotel/telemetry/messaging"
 )
 
-// A message may be delivered a few times more than it has attempts, as when an App
-// is stopped while it handles it. Beyond that its handler is taken to bring the
-// process down.
-const crashReserve = 3
-
 const (
 	captureTimeout = 5 * time.Second
 	// After a failed capture nobody tries for a while: messages that come in the
 	// meantime are held at once, rather than each after a timeout.
 	capturePause = time.Second
-	leastHold    = time.Second
-	mostHold     = 30 * time.Second
 )
 
 var errCapturePaused = errors.New("the dead-letter stream did not answer a moment ago")
@@ -119,200 +111,69 @@ func (r *run) bridgeConfig(stream string) dlq.BridgeConfig {
 	}
 }
 
-// A verdict is why a message is to be dead-lettered, or that it is not.
-type verdict struct {
-	reason   dlq.Reason
-	text     string
-	cause    error // nil: a term, or no handler was there to say
-	resolved bool  // a replay that was handled: it is to be acked
-}
-
-// settlement is what follows from the verdict, without a handler.
-func (v *verdict) settlement() settlement {
-	if v.resolved {
-		return settlement{kind: settleAck}
-	}
-	return settlement{kind: settleDead, verdict: *v}
-}
-
-// A past is what this process knows of a message from before.
-type past struct {
-	stored      time.Time // of the message: sequences may begin anew
-	firstFailed time.Time
-	verdict     *verdict // it is dead and not captured yet, or its outcome is not stored
-	tries       int      // to capture it
-	left        bool     // its handler returned nil and left it
-}
-
-// pasts remembers messages that failed, as long as they may come again. What it
-// forgets costs a record its details, and no message.
-type pasts struct {
-	mu  sync.Mutex
-	all map[uint64]*past // by stream sequence
-}
-
-const maxPasts = 16_384
-
-// of returns what is known of m, or nil.
-func (p *pasts) of(m *Msg) *past {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	known := p.all[m.sequence()]
-	if known == nil || !known.stored.Equal(m.stored()) {
-		return nil
-	}
-	copied := *known
-	return &copied
-}
-
-// note changes what is known of m.
-func (p *pasts) note(m *Msg, change func(*past)) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.all == nil || len(p.all) >= maxPasts {
-		p.all = make(map[uint64]*past) // others settle them too, so there is no telling which are of use
-	}
-	known := p.all[m.sequence()]
-	if known == nil || !known.stored.Equal(m.stored()) {
-		known = &past{stored: m.stored()}
-		p.all[m.sequence()] = known
-	}
-	change(known)
-}
-
-func (p *pasts) forget(m *Msg) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.all, m.sequence())
-}
-
-// failed notes a failed attempt.
-func (p *pasts) failed(m *Msg) {
-	p.note(m, func(k *past) {
-		k.left = false
-		if k.firstFailed.IsZero() && m.attempt() == 1 {
-			k.firstFailed = time.Now()
-		}
-	})
-}
-
-// sift settles the messages of a batch that no handler is to see any more, and
-// returns the others: those that wait for their capture or for the outcome of a
-// replay to be stored, and those whose every attempt ended without an outcome, as
-// when the handler brings the process down.
-func (c *streamConsumer) sift(batch []*Msg) []*Msg {
-	if c.rt.dead == nil || !slices.ContainsFunc(batch, func(m *Msg) bool { return m.attempt() > 1 }) {
-		return batch
-	}
-	rest := make([]*Msg, 0, len(batch))
-	for _, m := range batch {
-		v := c.condemned(m)
-		if v == nil {
-			rest = append(rest, m)
-			continue
-		}
-		_ = c.finish(m, v.settlement())
-	}
-	return rest
-}
-
-// condemned returns the verdict on a message that has just arrived, or nil.
-func (c *streamConsumer) condemned(m *Msg) *verdict {
-	if m.attempt() <= 1 {
-		return nil
-	}
-	known := c.pasts.of(m)
-	if known != nil && known.verdict != nil {
-		return known.verdict
-	}
-	if m.attempt() <= crashReserve || !c.retry.last(m.attempt()-crashReserve) {
-		if known == nil {
-			return c.before(m)
-		}
-		return nil
-	}
-	if known != nil && known.left {
-		return &verdict{reason: dlq.ReasonAttemptsExhausted, text: "the handler returned nil and left the message unsettled"}
-	}
-	return &verdict{
-		reason: dlq.ReasonCrashed,
-		text: fmt.Sprintf("delivered %d times without an outcome: the process ended, was stopped, or lost its connection while it was handled",
-			m.attempt()-1),
-	}
-}
-
-// before returns the verdict of another process, or of this one before it was
-// started again, that has captured the message, or stored the outcome of a replay,
-// and ended before the settlement. A handler that succeeds with it now would leave
-// a dead letter of what was handled, or handle twice what was. Where that cannot be
-// found out the handler gets it.
-func (c *streamConsumer) before(m *Msg) *verdict {
-	const limit = time.Second
-	dead := c.rt.dead
-	if dead.isPaused() {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.work), limit)
-	defer cancel()
-	if m.replay != nil {
-		switch outcome, err := dead.store.Settled(ctx, *m.replay); {
-		case err != nil:
-			dead.pause()
-			return nil
-		case outcome == dlq.ChangeResolved:
-			return &verdict{resolved: true}
-		case outcome == dlq.ChangeFailedAgain:
-			return &verdict{reason: dlq.ReasonTerminated, text: "failed again before, and not terminated then"}
-		}
-	}
-	holds, err := dead.store.Holds(ctx, &dlq.Record{
-		ID:     dlq.ID(c.info.Stream, *c.created.Load(), c.info.Durable, m.sequence()),
-		Stream: c.info.Stream, Consumer: c.info.Durable, Stored: m.stored(),
-	})
-	if err != nil {
-		dead.pause()
-	}
-	if !holds {
-		return nil
-	}
-	return &verdict{reason: dlq.ReasonTerminated, text: "captured before, and not terminated then"}
-}
-
 // deadLetter gives up on a message: it is captured, or the dead letter that it is a
 // replay of has failed again, and only then it is terminated. When that cannot be
-// stored it is held, and comes again.
+// stored it is held.
 func (c *streamConsumer) deadLetter(m *Msg, v verdict) error {
-	line := string(v.reason)
-	if text := oneLine(v.text); text != "" {
-		line += ": " + text
+	if c.leaseEnded(m) {
+		return c.lapse(m, &v, v.cause)
 	}
-	dead := c.rt.dead
-	if dead == nil {
+	if c.rt.dead == nil {
+		line := v.line()
 		if err := c.send(m, messaging.Term, []byte("+TERM "+line), v.cause); err != nil {
 			return err
 		}
 		c.report(slog.LevelError, "message terminated", m, v.cause, slog.String("reason", line))
 		return nil
 	}
+	if err := c.captureAndTerm(m, &v); err != nil {
+		if unstored, ok := errors.AsType[*unstoredError](err); ok {
+			return c.hold(m, v, unstored.err)
+		}
+		return err
+	}
+	return nil
+}
+
+// line is the reason on the wire and in the log.
+func (v *verdict) line() string {
+	line := string(v.reason)
+	if text := oneLine(v.text); text != "" {
+		line += ": " + text
+	}
+	return line
+}
+
+// An unstoredError says that a dead letter, or the outcome of a replay, could not be
+// stored: the message must be kept.
+type unstoredError struct{ err error }
+
+func (e *unstoredError) Error() string { return e.err.Error() }
+func (e *unstoredError) Unwrap() error { return e.err }
+
+// captureAndTerm terminates a message once the dead-letter stream has its record, or
+// the outcome if it is a replay.
+func (c *streamConsumer) captureAndTerm(m *Msg, v *verdict) error {
 	// It outlives the handler's context: a Stop that runs out of time must not keep
 	// a message from its capture.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.work), captureTimeout)
 	defer cancel()
 	done := "replayed message failed again"
-	id, err := c.failedAgain(ctx, m, v)
+	id, err := c.failedAgain(ctx, m, *v)
 	if id == "" && err == nil {
 		done = "message dead-lettered"
-		id, err = c.capture(ctx, m, v)
+		id, err = c.capture(ctx, m, *v)
 	}
 	if err != nil {
-		return c.hold(m, v, err)
+		return &unstoredError{err}
 	}
+	line := v.line()
 	if err := c.term(ctx, m, []byte("+TERM "+line), v.cause); err != nil {
 		// It comes again, and is captured already: no handler is to see it.
-		c.pasts.note(m, func(k *past) { k.verdict = &v })
+		c.history.note(m, func(k *remembered) { k.verdict = v })
 		return err
 	}
-	c.pasts.forget(m)
+	c.history.forget(m)
 	c.report(slog.LevelError, done, m, v.cause, slog.String("reason", line), slog.String("dead_letter", id))
 	return nil
 }
@@ -327,17 +188,17 @@ func (c *streamConsumer) capture(ctx context.Context, m *Msg, v verdict) (id str
 	if dead.isPaused() {
 		return "", errCapturePaused
 	}
-	store := func() (*dlq.Record, error) {
+	store := func(capture func(context.Context, *dlq.Record, Header) (bool, error)) (*dlq.Record, error) {
 		r := c.record(m, v)
 		r.Traceparent, r.OriginTraceparent = op.Attempt, op.Origin
-		captured, err = dead.store.Capture(ctx, r, op.Header)
+		captured, err = capture(ctx, r, op.Header)
 		return r, err
 	}
-	r, err := store()
+	r, err := store(dead.store.Capture)
 	switch {
 	case errors.Is(err, jetstream.ErrNoStreamResponse) && dead.restore(ctx) == nil,
 		errors.Is(err, dlq.ErrIDTaken) && c.lookAtStream(ctx) == nil:
-		r, err = store()
+		r, err = store(dead.store.CaptureNext)
 	}
 	if err != nil {
 		dead.pause()
@@ -363,12 +224,17 @@ func (d *deadLetters) restore(ctx context.Context) error {
 	return d.store.Provision(ctx)
 }
 
+// recordID is the ID of a message's record, if it is given up.
+func (c *streamConsumer) recordID(m *Msg) string {
+	return dlq.ID(c.info.Stream, *c.created.Load(), c.info.Durable, m.sequence())
+}
+
 // record says what is known of a message and its failure. Nothing in it is
 // shared with the message, since the user's redaction may change it.
 func (c *streamConsumer) record(m *Msg, v verdict) *dlq.Record {
 	dead := c.rt.dead
 	r := &dlq.Record{
-		ID:     dlq.ID(c.info.Stream, *c.created.Load(), c.info.Durable, m.sequence()),
+		ID:     c.recordID(m),
 		Reason: v.reason, ReasonText: v.text,
 		Subject: m.Subject, Header: c.ownHeader(m), Data: slices.Clone(m.Data),
 		Event:  c.info.Event.String(),
@@ -377,7 +243,10 @@ func (c *streamConsumer) record(m *Msg, v verdict) *dlq.Record {
 		Deliveries: m.attempt(), Stored: m.stored(), Failed: time.Now(),
 		App: dead.app, AppVersion: dead.appVersion, Module: c.info.Module, Host: dead.host,
 	}
-	if known := c.pasts.of(m); known != nil {
+	if v.gone {
+		r.Body, r.BodySize = dlq.BodyGone, int(m.size)
+	}
+	if known := c.history.of(m); known != nil {
 		r.FirstFailed = known.firstFailed
 	}
 	if v.cause != nil {
@@ -417,31 +286,6 @@ func unwrapped(err error) (all []error) {
 		all = w.Unwrap()
 	}
 	return all
-}
-
-// hold hands a message back that could not be captured, or whose outcome could not
-// be stored. This process remembers the verdict, so that no handler sees the
-// message again.
-func (c *streamConsumer) hold(m *Msg, v verdict, err error) error {
-	var tries int
-	c.pasts.note(m, func(k *past) {
-		k.verdict = &v
-		k.tries++
-		tries = k.tries
-	})
-	const doublings = 6
-	delay := min(leastHold<<min(tries-1, doublings), mostHold)
-	delay += rand.N(delay / 4) //nolint:gosec,mnd // so that they do not all come back at once
-	text, attrs := "dead letter not captured, the message is held and comes again", []slog.Attr{slog.Duration("delay", delay)}
-	if m.replay != nil {
-		text = "outcome of a replay not stored, the message is held and comes again"
-		attrs = append(attrs, slog.String("dead_letter", m.replay.ID))
-	}
-	if !v.resolved {
-		attrs = append(attrs, slog.String("reason", string(v.reason)))
-	}
-	c.report(slog.LevelError, text, m, err, attrs...)
-	return c.nak(m, delay, v.cause)
 }
 
 // deadLetterReasons are those that an App captures by itself.

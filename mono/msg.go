@@ -71,9 +71,9 @@ type delivery struct {
 	reply            string             // where settlements go
 	tel              messaging.Delivery // and what is kept of the metadata
 	consumerSequence uint64
-	replay           *dlq.Replay  // nil: it is no replay
-	touched          atomic.Int64 // when the server last heard of it, see uptime
-	lapsed           atomic.Bool  // its lease had ended once, before it was extended
+	replay           *dlq.Replay // nil: it is no replay
+	lease            lease
+	size             uint32 // in bytes, as the server counts them
 	state            atomic.Uint32
 	final            *[]byte // what was sent for stateSettled
 }
@@ -85,24 +85,17 @@ func (d *delivery) stored() time.Time { return time.Unix(0, d.tel.Stored) }
 // epoch is where uptime begins.
 var epoch = time.Now()
 
-// uptime is a time that only differences are made of, by a clock that nobody sets.
-// It is read in half the time of time.Now.
+// uptime is monotonic time: only differences are meaningful. Reading it takes half the
+// time of time.Now.
 func uptime() time.Duration { return time.Since(epoch) }
-
-// touch says that the lease of the message begins now.
-func (d *delivery) touch(now time.Duration) { d.touched.Store(int64(now)) }
-
-// untouched is how long the lease has lasted.
-func (d *delivery) untouched(now time.Duration) time.Duration {
-	return now - time.Duration(d.touched.Load())
-}
 
 // The states of a delivery. Only stateOpen may be settled.
 const (
 	stateOpen     uint32 = iota
 	stateSettling        // a settlement is being sent
-	stateReturned        // nakked: the server delivers it again
+	stateReturned        // nakked, or its lease has ended: the server delivers it again
 	stateSettled         // acked or given up: the server does not
+	stateHeld            // decided; held until that can be stored
 	stateGone            // its stream is not there any more
 )
 
@@ -133,7 +126,16 @@ func (m *Msg) Metadata() Metadata {
 // Ack says that the message is done with. It is sent at once and not waited
 // for. Of a dead letter that is replayed the outcome is stored before, which takes
 // round trips; when it cannot be, the message is held, and acked when it can.
-func (m *Msg) Ack() error { return m.settle(settlement{kind: settleAck}) }
+//
+// Of a message that was delivered before, Ack returns when the server has read it, so
+// that a crash later in the batch does not undo it.
+func (m *Msg) Ack() error {
+	err := m.settle(settlement{kind: settleAck})
+	if err == nil && m.attempt() > 1 {
+		m.consumer.flush()
+	}
+	return err
+}
 
 // Nak asks for another delivery: at once after the first delivery, and after
 // the delay of the consumer's [RetryPolicy] from the second on, so that a

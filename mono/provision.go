@@ -344,6 +344,7 @@ func (r *run) noteStream(name string, created time.Time) {
 		if c.info.Stream == name {
 			c.created.Store(&created)
 			c.pull.forget()
+			c.held.forget()
 		}
 	}
 }

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
+	"math"
 	"math/rand/v2"
 	"strconv"
 	"sync"
@@ -23,6 +23,10 @@ import (
 // while their AckWait runs out, so that a handler that is slow, but not wrong,
 // gets its messages twice.
 //
+// It asks for what the workers can begin with and, if handlers are quick, for as much
+// as keeps them busy for a moment: what waits here is missed by other instances. What
+// is here and asked for is bounded in bytes, too.
+//
 // All messages of all pull requests arrive in receive, on one goroutine of
 // nats.go. The puller's own goroutine, run, looks after leases, lost requests
 // and a consumer that is gone.
@@ -30,8 +34,7 @@ type puller struct {
 	c       *streamConsumer
 	durable string // whose messages it asks for: the consumer's, or that of its replays
 	names   string // of stream and durable, see ackReply
-	least   int    // bounds of capacity
-	most    int
+	most    int    // messages asked for in advance
 	subject string // pull requests are published here
 	inbox   string // and answered here
 	lost    func() // called by run when the server does not know the durable
@@ -46,42 +49,44 @@ type puller struct {
 	gone    chan struct{} // the server says that the consumer does not exist
 	retry   chan struct{} // a request was refused; ask again later
 
-	activity atomic.Uint64 // counts what the server sent, for the watchdog
-	missing  atomic.Bool   // consumer is being recreated
-	stopping atomic.Bool
-	refusal  atomic.Pointer[error] // why the server does not deliver, if it does not
+	activity   atomic.Uint64 // counts what the server sent, for the watchdog
+	missing    atomic.Bool   // consumer is being recreated
+	stopping   atomic.Bool
+	refusal    atomic.Pointer[error] // why the server does not deliver, if it does not
+	running    context.Context       //nolint:containedctx // ends with run
+	endRunning context.CancelFunc
+	extensions sync.WaitGroup
 
-	mu          sync.Mutex
-	capacity    int             // most messages asked for and held at a time, see adapt
-	asked       time.Time       // when capacity was last looked at
-	outstanding int             // asked for and not here yet
-	held        map[uint64]*Msg // here, until their handler has returned; by stream sequence
-	echoes      map[uint64]*Msg // may come again although they were settled here, see expectEchoes
-	echoesUntil time.Duration
+	mu               sync.Mutex
+	outstanding      int             // messages asked for and not here yet
+	outstandingBytes int             // and their bytes
+	inHand           map[uint64]*Msg // here, until their handler has returned; by stream sequence
+	inHandBytes      int
+	lastSequence     uint64          // of the consumer, of what arrived last
+	echoes           map[uint64]*Msg // may come again although they were settled here, see expectEchoes
+	echoesUntil      time.Duration
 }
 
-// pullAhead is how many times the messages in work are asked for in advance, so
-// that a worker finds its next batch waiting. Kept messages cost leases here
-// and are missed by other instances, so it is small.
-const pullAhead = 2
-
 const (
-	minCapacity  = 32
-	maxCapacity  = 512 // unless pullAhead asks for more
+	// aheadCalls is how many times the messages in work may be asked for in advance.
+	// Messages that wait here cost leases, and other instances miss them.
+	aheadCalls   = 2
+	leastAhead   = 512 // unless aheadCalls allows more
 	maxHeartbeat = 5 * time.Second
 
-	// Half of the capacity should take this long to handle.
-	quickPull = 100 * time.Millisecond
-	slowPull  = time.Second
+	// Messages in advance should take no longer than this to handle. A handler that
+	// takes longer for one call gets none in advance.
+	aheadTime = 100 * time.Millisecond
+
+	// A message may be larger than the server's max_payload by its subjects.
+	subjectsSize = 4 << 10
 )
 
 func (p *puller) init(c *streamConsumer, durable string) {
 	p.c, p.durable = c, durable
 	p.names = c.info.Stream + "." + durable + "."
 	p.lost = p.recreate
-	p.least = max(minCapacity, pullAhead*c.cfg.Concurrency*c.cfg.Fetch.BatchSize)
-	p.most = max(maxCapacity, p.least)
-	p.capacity = p.least
+	p.most = max(leastAhead, aheadCalls*c.cfg.Concurrency*c.cfg.Fetch.BatchSize)
 	p.expires = c.cfg.Fetch.IdleTimeout
 	if limit := c.server.MaxRequestExpires; limit > 0 {
 		p.expires = min(p.expires, limit)
@@ -92,7 +97,8 @@ func (p *puller) init(c *streamConsumer, durable string) {
 	p.runDone = make(chan struct{})
 	p.gone = make(chan struct{}, 1)
 	p.retry = make(chan struct{}, 1)
-	p.held = make(map[uint64]*Msg) // an idle consumer holds none
+	p.inHand = make(map[uint64]*Msg) // an idle consumer has none
+	p.running, p.endRunning = context.WithCancel(c.rt.base)
 }
 
 func (p *puller) start() error {
@@ -130,20 +136,29 @@ func (p *puller) receive(nm *nats.Msg) {
 		p.refusal.Store(nil)
 	}
 	seq := m.sequence()
-	m.touch(uptime())
+	m.lease.touch(uptime())
 	p.mu.Lock()
 	p.outstanding = max(p.outstanding-1, 0)
-	old := p.held[seq]
+	p.outstandingBytes = max(p.outstandingBytes-int(m.size), 0)
+	if m.consumerSequence <= p.lastSequence { // the server counts again: it has lost its state
+		p.c.prior.reset()
+	}
+	p.lastSequence = m.consumerSequence
+	old := p.inHand[seq]
 	if old == nil {
 		old = p.echoes[seq]
 		delete(p.echoes, seq)
 	}
-	if old != nil && !p.supersedes(m, old) {
+	if old != nil && !p.supersedes(m, old) || p.c.held.delivered(m) {
 		p.mu.Unlock()
 		p.pull()
 		return
 	}
-	p.held[seq] = m
+	if before := p.inHand[seq]; before != nil {
+		p.inHandBytes -= int(before.size)
+	}
+	p.inHand[seq] = m
+	p.inHandBytes += int(m.size)
 	p.mu.Unlock()
 	p.c.queue.push(m)
 }
@@ -154,7 +169,7 @@ func (p *puller) receive(nm *nats.Msg) {
 //
 // Otherwise the lease ended while old was in work, because the connection or
 // this process was stopped for a while, or because the server missed the
-// settlement. That of old counts for both.
+// settlement. That of old counts for both, and the new lease is its.
 func (p *puller) supersedes(m, old *Msg) bool {
 	if old.tel.Stored != m.tel.Stored {
 		// Another message: the stream was made anew. An ack of old would reach m.
@@ -163,11 +178,16 @@ func (p *puller) supersedes(m, old *Msg) bool {
 	}
 	switch old.state.Load() {
 	case stateOpen:
-		return p.held[m.sequence()] != old // its handler has returned and left it
+		if p.inHand[m.sequence()] != old {
+			return true // its handler has returned and left it
+		}
+		old.lease.touch(uptime())
 	case stateReturned:
 		return true
+	case stateSettling:
+		old.lease.touch(uptime())
 	case stateSettled:
-		if err := p.c.reply(m, *old.final); err != nil {
+		if err := p.c.reply(m.delivery, *old.final); err != nil {
 			p.c.report(slog.LevelWarn, "settlement not sent again, the message comes back after AckWait", m, err)
 		}
 	}
@@ -189,31 +209,49 @@ func (p *puller) notice(status string, h Header) {
 	// The server says how much of the request it did not fill. Where it does
 	// not, nothing is known about any request: start afresh.
 	left, err := strconv.Atoi(h.Get("Nats-Pending-Messages"))
-	if err != nil {
-		left = p.most
-	}
+	leftBytes, bytesErr := strconv.Atoi(h.Get("Nats-Pending-Bytes"))
 	p.mu.Lock()
+	if err != nil {
+		p.outstanding, p.outstandingBytes = 0, 0
+	}
 	p.outstanding = max(p.outstanding-left, 0)
+	if bytesErr == nil {
+		p.outstandingBytes = max(p.outstandingBytes-leftBytes, 0)
+	}
 	p.mu.Unlock()
 
-	switch text := h.Get("Description"); {
+	text := h.Get("Description")
+	switch {
+	case status == conflict && text == messageTooLarge && leftBytes < p.largest():
+		p.pull() // the request has run out of bytes, and nothing is wrong
 	case status == timeout || status == notFound:
 		p.refusal.Store(nil)
 		p.pull()
+	case status == conflict && text == "Batch Completed":
+		p.pull()
 	case status == noResponders || status == conflict && text == "Consumer Deleted":
+		p.c.prior.reset()
 		notify(p.gone)
 	case status == conflict && text == "Server Shutdown":
 		// If it is the server that we are connected to, the reconnect asks again,
 		// and nothing before that would do. If not, the watchdog asks.
-	case status == conflict && (text == "Leadership Change" || text == "Batch Completed"):
+		p.c.prior.reset()
+	case status == conflict && text == "Leadership Change":
+		p.c.prior.reset()
 		notify(p.retry)
 	default:
 		err := fmt.Errorf("pull request refused: %s %s", status, oneLine(text))
+		if text == messageTooLarge {
+			err = fmt.Errorf("%w: the next message is larger than a request may ask for; "+
+				"raise or remove max_bytes of the consumer's requests (Consumer.MaxRequestMaxBytes)", err)
+		}
 		p.refusal.Store(&err)
 		p.c.report(slog.LevelWarn, "the server refuses to deliver, will ask again", nil, err)
 		notify(p.retry)
 	}
 }
+
+const messageTooLarge = "Message Size Exceeds MaxBytes"
 
 func notify(c chan<- struct{}) {
 	select {
@@ -222,97 +260,98 @@ func notify(c chan<- struct{}) {
 	}
 }
 
-// pull asks for as many messages as there is room for, once that is half of the
-// capacity.
+// pull asks for as many messages as should be here and are not, once those are half
+// of them.
 func (p *puller) pull() {
 	if p.stopping.Load() || p.missing.Load() {
 		return
 	}
-	p.mu.Lock()
-	room := p.room()
-	if room > 0 {
-		p.adapt(time.Now())
-		room = p.room()
-	}
-	p.outstanding += room
-	p.mu.Unlock()
-	for room > 0 {
-		n := room
-		if limit := p.c.server.MaxRequestBatch; limit > 0 {
-			n = min(n, limit)
+	for begun := false; ; begun = true {
+		p.mu.Lock()
+		n, size := p.room(begun)
+		p.outstanding += n
+		p.outstandingBytes += size
+		p.mu.Unlock()
+		if n == 0 {
+			return
 		}
-		room -= n
-		if err := p.c.rt.nc.PublishRequest(p.subject, p.inbox, p.request(n)); err != nil {
+		if err := p.c.rt.nc.PublishRequest(p.subject, p.inbox, p.request(n, size)); err != nil {
 			// Not sent. The watchdog asks again.
 			p.c.report(slog.LevelWarn, "pull request not sent", nil, err)
 			return
 		}
+		if p.c.server.MaxRequestBatch <= 0 {
+			return // it is all
+		}
 	}
 }
 
-// room returns how many messages to ask for: none until that is half of the
-// capacity. p.mu is held.
-func (p *puller) room() int {
-	room := p.capacity - p.outstanding - len(p.held)
-	if room < (p.capacity+1)/2 {
-		return 0
+// room returns how many messages to ask for, and of how many bytes: as many as free
+// workers can begin with, and as the others will have done soon; unless the asking has
+// begun, none until that is half of what should be here. p.mu is held.
+func (p *puller) room(begun bool) (n, size int) {
+	c := p.c
+	perCall := c.cfg.Concurrency * c.cfg.Fetch.BatchSize
+	target := perCall - int(c.busy.Load())*c.cfg.Fetch.BatchSize + c.pace.ahead(perCall, p.most)
+	n = target - p.outstanding - c.queue.len()
+	if n <= 0 || !begun && n < (target+1)/2 {
+		return 0, 0
 	}
-	return room
+	if p.outstanding == 0 {
+		p.outstandingBytes = 0
+	}
+	largest := p.largest()
+	size = max(c.cfg.Fetch.MaxBytes, largest) - p.inHandBytes - p.outstandingBytes
+	if limit := c.server.MaxRequestMaxBytes; limit > 0 {
+		size = min(size, limit)
+	}
+	if size < largest {
+		return 0, 0 // the next message might not fit
+	}
+	if limit := c.server.MaxRequestBatch; limit > 0 {
+		n = min(n, limit)
+	}
+	return n, size
 }
 
-// adapt lets the capacity follow the pace of the handlers: a request costs the
-// server as much as some messages do, so quick handlers ask for many at a time;
-// slow ones keep few from other instances. p.mu is held.
-func (p *puller) adapt(now time.Time) {
-	switch took := now.Sub(p.asked); {
-	case took < quickPull:
-		p.capacity = min(2*p.capacity, p.most)
-	case took > slowPull:
-		p.capacity = max(p.capacity/2, p.least)
+// largest is how many bytes a request must ask for to get any message at all.
+func (p *puller) largest() int {
+	largest := int(min(p.c.rt.nc.MaxPayload(), math.MaxInt32)) + subjectsSize
+	if limit := p.c.server.MaxRequestMaxBytes; limit > 0 {
+		largest = min(largest, limit)
 	}
-	p.asked = now
+	return largest
 }
 
-func (p *puller) request(n int) []byte {
-	b := append(make([]byte, 0, 96), `{"expires":`...)
+func (p *puller) request(n, size int) []byte {
+	b := append(make([]byte, 0, 128), `{"expires":`...) //nolint:mnd // it is shorter
 	b = strconv.AppendInt(b, p.expires.Nanoseconds(), 10)
 	b = append(b, `,"batch":`...)
 	b = strconv.AppendInt(b, int64(n), 10)
+	b = append(b, `,"max_bytes":`...)
+	b = strconv.AppendInt(b, int64(size), 10)
 	b = append(b, `,"idle_heartbeat":`...)
 	b = strconv.AppendInt(b, p.heartbeat.Nanoseconds(), 10)
-	if limit := p.c.server.MaxRequestMaxBytes; limit > 0 {
-		b = append(b, `,"max_bytes":`...)
-		b = strconv.AppendInt(b, int64(limit), 10)
-	}
 	return append(b, '}')
 }
 
-// reset forgets all requests and asks anew: after a reconnect, and when the
+// reset forgets all requests and asks again: after a reconnect, and when the
 // server has been silent for too long.
 func (p *puller) reset() {
+	p.c.prior.reset()
 	p.mu.Lock()
-	p.outstanding = 0
+	p.outstanding, p.outstandingBytes = 0, 0
 	p.mu.Unlock()
 	p.pull()
-}
-
-// expectEchoes is called when leases may have ended unseen: the server then has
-// messages in line to be delivered again that are in work here, and sends them
-// with the next request, even if they are settled by then.
-func (p *puller) expectEchoes() {
-	const atLeast = time.Minute
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.echoes = maps.Clone(p.held)
-	p.echoesUntil = uptime() + max(atLeast, 2*p.c.server.AckWait)
 }
 
 // release makes room: the handler of these messages has returned.
 func (p *puller) release(batch []*Msg) {
 	p.mu.Lock()
 	for _, m := range batch {
-		if seq := m.sequence(); p.held[seq] == m {
-			delete(p.held, seq)
+		if seq := m.sequence(); p.inHand[seq] == m {
+			delete(p.inHand, seq)
+			p.inHandBytes -= int(m.size)
 		}
 	}
 	p.mu.Unlock()
@@ -366,28 +405,6 @@ func retryWait() time.Duration {
 	return least + rand.N(spread) //nolint:gosec // nobody gains by guessing it
 }
 
-func (p *puller) extendLeases(now, lease time.Duration) {
-	var due []*Msg
-	p.mu.Lock()
-	if now > p.echoesUntil {
-		p.echoes = nil
-	}
-	for _, m := range p.held {
-		// One that is being settled may wait for its capture.
-		if state := m.state.Load(); (state == stateOpen || state == stateSettling) && m.untouched(now) >= lease/2 {
-			due = append(due, m)
-		}
-	}
-	p.mu.Unlock()
-	for _, m := range due {
-		if err := p.c.inProgress(m); err != nil {
-			// Without the message's context, which its handler may just be given.
-			p.c.report(slog.LevelWarn, "lease not extended", nil, err, messageAttrs(m)...)
-			return
-		}
-	}
-}
-
 // recreate brings back a consumer that was deleted under us, or whose stream
 // was, and goes on from where the server then begins.
 func (p *puller) recreate() {
@@ -427,10 +444,11 @@ func (p *puller) recreate() {
 func (p *puller) forget() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, m := range p.held {
+	for _, m := range p.inHand {
 		m.state.CompareAndSwap(stateOpen, stateGone)
 	}
-	clear(p.held)
+	clear(p.inHand)
+	p.inHandBytes, p.lastSequence = 0, 0
 	p.echoes = nil
 }
 
@@ -445,6 +463,8 @@ func (p *puller) stopIntake(ctx context.Context) {
 func (p *puller) stop() {
 	close(p.stopRun)
 	<-p.runDone
+	p.endRunning()
+	p.extensions.Wait()
 }
 
 // health reports what keeps the consumer from getting messages, if anything.

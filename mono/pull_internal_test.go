@@ -5,48 +5,55 @@ import (
 	"time"
 )
 
-// Quick handlers ask for many messages at a time, slow ones for few, and both
-// stay within the bounds.
-func TestPuller_adapt(t *testing.T) {
+// What is asked for in advance is what handlers do within aheadTime, in whole calls:
+// nothing if they are slow, and never more than the bound.
+func TestPace_ahead(t *testing.T) {
 	t.Parallel()
-	setup := func(batch, concurrency int) *puller {
-		cfg := StreamConsumerConfig{Fetch: FetchConfig{BatchSize: batch}, Concurrency: concurrency}.withDefaults()
-		p := &puller{}
-		p.init(&streamConsumer{cfg: &cfg}, "d")
-		return p
-	}
-	after := func(p *puller, n int, pace time.Duration) int {
-		for range n {
-			p.adapt(p.asked.Add(pace))
-		}
-		return p.capacity
-	}
 	for _, tt := range []struct {
-		name               string
-		batch, concurrency int
-		pace               time.Duration
-		rounds, want       int
+		name    string
+		call    time.Duration
+		perCall int
+		want    int
 	}{
-		{name: "at first", batch: 10, concurrency: 1, want: minCapacity},
-		{name: "quick", batch: 10, concurrency: 1, pace: quickPull / 2, rounds: 1, want: 2 * minCapacity},
-		{name: "quick for long", batch: 10, concurrency: 1, pace: quickPull / 2, rounds: 20, want: maxCapacity},
-		{name: "neither", batch: 10, concurrency: 1, pace: quickPull, rounds: 20, want: minCapacity},
-		{name: "slow", batch: 10, concurrency: 1, pace: 2 * slowPull, rounds: 20, want: minCapacity},
-		{name: "large batches", batch: 1000, concurrency: 4, pace: quickPull / 2, rounds: 20, want: pullAhead * 4000},
+		{name: "not measured", perCall: 10, want: 0},
+		{name: "quick", call: 10 * time.Microsecond, perCall: 10, want: leastAhead},
+		{name: "a hundredth of a second", call: 10 * time.Millisecond, perCall: 10, want: 100},
+		{name: "almost slow", call: aheadTime, perCall: 10, want: 10},
+		{name: "slow", call: aheadTime + 1, perCall: 10, want: 0},
+		{name: "large batches", call: 10 * time.Millisecond, perCall: 4000, want: leastAhead},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			if got := after(setup(tt.batch, tt.concurrency), tt.rounds, tt.pace); got != tt.want {
-				t.Errorf("capacity is %d, want %d", got, tt.want)
+			var p pace
+			p.call.Store(int64(tt.call))
+			if got := p.ahead(tt.perCall, leastAhead); got != tt.want {
+				t.Errorf("%d messages ahead, want %d", got, tt.want)
 			}
 		})
 	}
-	p := setup(10, 1)
-	after(p, 20, quickPull/2)
-	if got := after(p, 1, 2*slowPull); got != maxCapacity/2 {
-		t.Errorf("capacity is %d when handlers become slow, want %d", got, maxCapacity/2)
+}
+
+// Every call is measured until one was, and while calls are slow; later every eighth.
+func TestPace_begin(t *testing.T) {
+	t.Parallel()
+	measured := func(p *pace) (n int) {
+		for range 80 {
+			if p.begin() != 0 {
+				n++
+			}
+		}
+		return n
 	}
-	if got := after(p, 20, 2*slowPull); got != minCapacity {
-		t.Errorf("capacity is %d when handlers stay slow, want %d", got, minCapacity)
+	var quick, slow pace
+	if quick.begin() == 0 {
+		t.Error("the first call is not measured")
+	}
+	quick.call.Store(int64(time.Microsecond))
+	if got := measured(&quick); got != 10 {
+		t.Errorf("%d of 80 quick calls are measured, want 10", got)
+	}
+	slow.call.Store(int64(time.Second))
+	if got := measured(&slow); got != 80 {
+		t.Errorf("%d of 80 slow calls are measured, want all", got)
 	}
 }

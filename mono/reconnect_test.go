@@ -513,7 +513,7 @@ func TestReconnect_oldAcksDoNotReachANewStream(t *testing.T) {
 					cfg.Stream.MaxBytes = 0
 					cfg.Consumer.AckWait = 3 * time.Second
 					cfg.Concurrency = 2
-					cfg.Fetch.BatchSize = 16 // so that 64 are held and nothing is asked for
+					cfg.Fetch.BatchSize = 32 // so that 64 are here and nothing is asked for
 					modules = append(modules, durableModule(fmt.Sprintf("m%d", i), e, cfg, func(ctx context.Context, msgs []*mono.Msg) error {
 						c.add(msgs...)
 						held.Add(1)

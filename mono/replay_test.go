@@ -736,10 +736,28 @@ func TestReplay_crashed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 4 { // as a process that gets it and dies
+	store, err := dlq.NewStore(r.js.Conn(), r.js, dlq.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
 		m, err := c.Next(jetstream.FetchMaxWait(patience))
 		if err != nil {
 			t.Fatal(err)
+		}
+		if i >= 2 { // as a process that hands it over alone, and dies
+			meta, err := m.Metadata()
+			if err != nil {
+				t.Fatal(err)
+			}
+			id := dlq.ID("orders", e.StreamCreated, "billing", meta.Sequence.Stream)
+			mark, err := store.Mark(within(t), id)
+			if err == nil {
+				err = store.AddMark(within(t), id, mark)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
 		}
 		if err := m.Nak(); err != nil {
 			t.Fatal(err)
@@ -751,7 +769,7 @@ func TestReplay_crashed(t *testing.T) {
 	app = runApp(t, onServer(srv), emitter("shop", monotestEvent(t)), module(&second))
 	eventually(t, func() bool { return r.entries(t)[0].Failures == 1 }, "it has failed again")
 	settled(t, app, "orders", "billing")
-	if e := r.await(t, 1, dlq.StateOpen)[0]; e.Failure.Reason != dlq.ReasonCrashed || e.Failure.Deliveries != 5 {
+	if e := r.await(t, 1, dlq.StateOpen)[0]; e.Failure.Reason != dlq.ReasonCrashed || e.Failure.Deliveries != 6 {
 		t.Errorf("the failure is %+v", *e.Failure)
 	}
 	if len(second.all()) != 0 {

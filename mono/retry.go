@@ -3,6 +3,7 @@ package mono
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"time"
 )
@@ -15,10 +16,13 @@ type RetryPolicy struct {
 	MaxAttempts int
 
 	// Backoff holds the delay after the first failed attempt, after the second,
-	// and so on; the last one repeats. Without it the delays are 1 s, 5 s, 25 s,
-	// 125 s and so on up to 10 min, each up to 20 % longer or shorter by chance,
-	// so that what failed together does not come back together.
+	// and so on; the last one repeats. The default is 1 s, 5 s, 25 s, 125 s and so
+	// on up to 10 min. Each delay is up to 20 % longer or shorter by chance, so that
+	// messages that failed together do not come back together.
 	Backoff []time.Duration
+
+	// NoJitter makes every delay exactly that of Backoff, or of the default.
+	NoJitter bool
 }
 
 const (
@@ -58,16 +62,23 @@ func (p RetryPolicy) last(attempt uint64) bool {
 // delay is how long to wait after the attempt, counted from 1, has failed.
 func (p RetryPolicy) delay(attempt uint64) time.Duration {
 	attempt = max(attempt, 1)
-	if n := uint64(len(p.Backoff)); n > 0 {
-		return p.Backoff[min(attempt, n)-1]
-	}
 	d := backoffBase
-	for range attempt - 1 {
-		if d *= backoffFactor; d >= backoffMax {
-			d = backoffMax
-			break
+	if n := uint64(len(p.Backoff)); n > 0 {
+		d = p.Backoff[min(attempt, n)-1]
+	} else {
+		for range attempt - 1 {
+			if d *= backoffFactor; d >= backoffMax {
+				d = backoffMax
+				break
+			}
 		}
 	}
+	if p.NoJitter {
+		return d
+	}
 	jitter := 1 - backoffJitter + 2*backoffJitter*rand.Float64() //nolint:gosec // nobody gains by guessing it
-	return time.Duration(float64(d) * jitter)
+	if longer := float64(d) * jitter; longer < math.MaxInt64 {
+		return time.Duration(longer)
+	}
+	return d
 }

@@ -10,7 +10,8 @@ import (
 
 func TestRetryPolicy_delay(t *testing.T) {
 	t.Parallel()
-	fixed := RetryPolicy{Backoff: []time.Duration{time.Second, 3 * time.Second, 0, 7 * time.Second}}
+	fixed := RetryPolicy{Backoff: []time.Duration{time.Second, 3 * time.Second, 0, 7 * time.Second}, NoJitter: true}
+	listed := RetryPolicy{Backoff: []time.Duration{time.Second, 0}}
 	tests := []struct {
 		name     string
 		policy   RetryPolicy
@@ -24,6 +25,10 @@ func TestRetryPolicy_delay(t *testing.T) {
 		{"beyond a list", fixed, 5, 7 * time.Second, 7 * time.Second},
 		{"far beyond a list", fixed, math.MaxUint64, 7 * time.Second, 7 * time.Second},
 		{"attempts count from 1", fixed, 0, time.Second, time.Second},
+		{"jitter, first of a list", listed, 1, 800 * time.Millisecond, 1200 * time.Millisecond},
+		{"jitter, no delay in a list", listed, 2, 0, 0},
+		{"jitter, longest", RetryPolicy{Backoff: []time.Duration{math.MaxInt64}}, 1, math.MaxInt64 / 10 * 8, math.MaxInt64},
+		{"no jitter, default", RetryPolicy{NoJitter: true}, 2, 5 * time.Second, 5 * time.Second},
 		{"default, first", RetryPolicy{}, 1, 800 * time.Millisecond, 1200 * time.Millisecond},
 		{"default, second", RetryPolicy{}, 2, 4 * time.Second, 6 * time.Second},
 		{"default, third", RetryPolicy{}, 3, 20 * time.Second, 30 * time.Second},

@@ -36,8 +36,9 @@ type run struct {
 	js     jetstream.JetStream
 	async  *asyncPublisher
 
-	dead      *deadLetters // nil: there are none
-	openGauge *openGauge   // nil, too
+	dead      *deadLetters  // nil: there are none
+	lane      chan struct{} // has one value while a marked message is handled
+	openGauge *openGauge    // nil, too
 
 	tel       *messaging.Telemetry
 	polls     sync.WaitGroup
@@ -71,6 +72,7 @@ func newRun(ctx context.Context, a *App) *run {
 		ready:   make(chan struct{}),
 		closed:  make(chan struct{}),
 		created: make(map[string]time.Time),
+		lane:    make(chan struct{}, 1),
 	}
 	r.work, r.cancelWork = context.WithCancelCause(r.base)
 	r.connected, r.disconnected = context.WithCancel(r.work)

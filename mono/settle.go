@@ -20,9 +20,14 @@ const (
 	settleAck settleKind = iota
 	settleNak
 	settleNakDelay
+	settleBack // nobody has begun with it
 	settleDead
 	settleError
 )
+
+// handBackDelay is the delay of messages that are handed back. The server writes down
+// a nak with a delay only: one without is gone when it stops, too.
+const handBackDelay = time.Millisecond
 
 // A settlement is what somebody wants done with a delivery.
 type settlement struct {
@@ -59,6 +64,8 @@ func (c *streamConsumer) settle(m *Msg, s settlement) error {
 			return c.nak(m, c.retry.delay(attempt), nil)
 		}
 		return c.nak(m, 0, nil)
+	case settleBack:
+		return c.nak(m, handBackDelay, ErrStopped)
 	case settleNakDelay:
 		if c.retry.last(attempt) {
 			return c.deadLetter(m, nakOnLast)
@@ -80,7 +87,7 @@ func (c *streamConsumer) ack(m *Msg) error {
 			}
 		}
 		if m.attempt() > 1 {
-			c.pasts.forget(m)
+			c.history.forget(m)
 		}
 	}
 	return c.send(m, messaging.Ack, wireAck, nil)
@@ -91,9 +98,8 @@ func (c *streamConsumer) settleError(m *Msg, err error) error {
 	attempt := m.attempt()
 	if c.work.Err() != nil {
 		// Stop cut the handler short. That says nothing about the message, so it
-		// is handed back, whatever the number of its attempts. The server writes
-		// down a nak with a delay only: one without is gone when it stops, too.
-		return c.nak(m, time.Millisecond, err)
+		// is handed back, whatever the number of its attempts.
+		return c.nak(m, handBackDelay, err)
 	}
 	_, undecodable := errors.AsType[*DecodeError](err)
 	_, panicked := errors.AsType[*PanicError](err)
@@ -113,7 +119,7 @@ func (c *streamConsumer) settleError(m *Msg, err error) error {
 	}
 	c.report(slog.LevelWarn, "handler failed, will retry", m, err, slog.Duration("delay", delay))
 	if c.rt.dead != nil {
-		c.pasts.failed(m)
+		c.history.failed(m)
 	}
 	return c.nak(m, delay, err)
 }
@@ -121,7 +127,7 @@ func (c *streamConsumer) settleError(m *Msg, err error) error {
 // send sends a settlement and records it. cause is the error that it follows, if
 // any.
 func (c *streamConsumer) send(m *Msg, kind messaging.Settlement, body []byte, cause error) error {
-	return c.sendWith(m, kind, body, cause, c.reply)
+	return c.sendWith(m, kind, body, cause, func(m *Msg, body []byte) error { return c.reply(m.delivery, body) })
 }
 
 // term sends a term and waits until the server has acted on it: what is
@@ -148,7 +154,7 @@ func (c *streamConsumer) sendWith(m *Msg, kind messaging.Settlement, body []byte
 	if c.tel.Timed(ctx) { // reading the clock is no small part of what is recorded
 		now = time.Now()
 	}
-	late := m.lapsed.Load() || m.untouched(uptime()) > c.server.AckWait
+	late := c.leaseEnded(m)
 	op := c.tel.Settle(ctx, &m.tel, kind)
 	err := send(m, body)
 	op.End(err, now, late, cause)
@@ -158,8 +164,11 @@ func (c *streamConsumer) sendWith(m *Msg, kind messaging.Settlement, body []byte
 // nak hands the message back. Its state says so before the server knows: the
 // next delivery may be here before this call has returned.
 func (c *streamConsumer) nak(m *Msg, delay time.Duration, cause error) error {
+	if c.leaseEnded(m) {
+		return c.lapse(m, nil, cause)
+	}
 	if c.rt.dead != nil {
-		c.pasts.note(m, func(*past) {}) // this process knows that it is not captured
+		c.history.note(m, func(*remembered) {}) // this process knows that it is not captured
 	}
 	m.state.Store(stateReturned)
 	if delay <= 0 {
@@ -186,23 +195,9 @@ func oneLine(s string) string {
 	return strings.TrimSpace(s)
 }
 
-func (c *streamConsumer) inProgress(m *Msg) error {
-	now := uptime()
-	err := c.reply(m, wireProgress)
-	c.tel.Extended(err)
-	// While there is no connection it waits here, and so does the lease's end.
-	if err == nil && c.rt.nc.IsConnected() {
-		if m.untouched(now) > c.server.AckWait {
-			m.lapsed.Store(true)
-		}
-		m.touch(now)
-	}
-	return err
-}
-
-func (c *streamConsumer) reply(m *Msg, body []byte) error {
-	c.last.Store(m.delivery)
-	return c.rt.nc.Publish(m.reply, body)
+func (c *streamConsumer) reply(d *delivery, body []byte) error {
+	c.last.Store(d)
+	return c.rt.nc.Publish(d.reply, body)
 }
 
 // awaitServer waits until the server has acted on every settlement sent so far.

@@ -69,6 +69,12 @@ type FetchConfig struct {
 	// there are no messages, from 1 s to 1 min; then it is renewed. It delays no
 	// message. The default is 5 s.
 	IdleTimeout time.Duration
+
+	// MaxBytes bounds the messages that this consumer holds and has asked for, with
+	// their headers, from 64 KiB to 1 GiB. The default is 16 MiB. One message of the
+	// server's max_payload is always allowed, so that none is too large. With messages
+	// that large, raise it to keep every worker busy.
+	MaxBytes int
 }
 
 const (
@@ -77,6 +83,9 @@ const (
 	defaultIdleTimeout = 5 * time.Second
 	minIdleTimeout     = time.Second
 	maxIdleTimeout     = time.Minute
+	defaultFetchBytes  = 16 << 20
+	minFetchBytes      = 64 << 10
+	maxFetchBytes      = 1 << 30
 	maxConcurrency     = 4096
 	maxInWork          = 100_000 // Concurrency × BatchSize
 	defaultAckWait     = 30 * time.Second
@@ -92,6 +101,9 @@ func (c StreamConsumerConfig) withDefaults() StreamConsumerConfig {
 	}
 	if c.Fetch.IdleTimeout == 0 {
 		c.Fetch.IdleTimeout = defaultIdleTimeout
+	}
+	if c.Fetch.MaxBytes == 0 {
+		c.Fetch.MaxBytes = defaultFetchBytes
 	}
 	if c.Concurrency == 0 {
 		c.Concurrency = 1
@@ -177,6 +189,9 @@ func (c StreamConsumerConfig) validate() error {
 	if c.Fetch.IdleTimeout < minIdleTimeout || c.Fetch.IdleTimeout > maxIdleTimeout {
 		bad("Fetch.IdleTimeout is %v, want %v to %v", c.Fetch.IdleTimeout, minIdleTimeout, maxIdleTimeout)
 	}
+	if c.Fetch.MaxBytes < minFetchBytes || c.Fetch.MaxBytes > maxFetchBytes {
+		bad("Fetch.MaxBytes is %d, want %d to %d", c.Fetch.MaxBytes, minFetchBytes, maxFetchBytes)
+	}
 	if c.Concurrency < 1 || c.Concurrency > maxConcurrency {
 		bad("Concurrency is %d, want 1 to %d", c.Concurrency, maxConcurrency)
 	}
@@ -202,10 +217,16 @@ type streamConsumer struct {
 	work   context.Context //nolint:containedctx // ends when Stop runs out of time
 
 	created atomic.Pointer[time.Time] // when the stream was made
-	pasts   pasts
+	history history
+	prior   priorState
+	held    heldMessages
 
 	queue   msgQueue
 	workers sync.WaitGroup
+	busy    atomic.Int32 // workers that have a batch
+	pace    pace
+	gate    gate
+	ending  chan struct{} // closed when Stop begins
 	limiter logLimiter
 	last    atomic.Pointer[delivery] // that something was sent for
 
@@ -232,6 +253,10 @@ func newStreamConsumer(rt *run, r *streamRegistration, mw []Middleware) *streamC
 	c.handle = chainHandle(mw, r.info, HandleFunc(r.handler))
 	c.pull.init(c, r.info.Durable)
 	c.queue.init()
+	c.gate.init()
+	c.ending = make(chan struct{})
+	c.held.c = c
+	c.prior.reset()
 	return c
 }
 
@@ -243,11 +268,12 @@ func (c *streamConsumer) runWorker() {
 			c.workers.Go(c.runWorker)
 		}
 	}()
-	batch := make([]*Msg, 0, min(c.cfg.Fetch.BatchSize, c.pull.most))
+	batch := make([]*Msg, 0, min(c.batchLimit(1), c.pull.most))
 	for {
-		if batch = c.queue.take(batch[:0]); len(batch) == 0 {
+		if batch = c.queue.take(batch[:0], c.batchLimit); len(batch) == 0 {
 			break
 		}
+		c.busy.Add(1)
 		c.handleBatch(batch)
 		clear(batch)
 	}
@@ -263,40 +289,66 @@ func (c *streamConsumer) startWorkers() {
 	}
 }
 
-// stop ends the intake, handles what has arrived, and waits for the handlers.
-// When soft ends, no handler is started any more, as the caller then cancels
-// c.work.
+// stop ends the intake, hands back what no handler has begun and what is held, and
+// waits for the handlers that run. When soft ends the caller cancels c.work.
 func (c *streamConsumer) stop(soft context.Context) {
-	c.pull.stopIntake(soft)
+	close(c.ending)
 	c.queue.end()
+	c.pull.stopIntake(soft) // before it is handed back, or it would come again
+	c.handBack(c.queue.rest())
 	c.workers.Wait()
-	// Something is left if there were no workers: the start failed.
-	for left := c.queue.take(make([]*Msg, 0, 1)); len(left) > 0; left = c.queue.take(left[:0]) {
-		_ = c.finish(left[0], settlement{kind: settleError, err: ErrStopped})
-	}
+	c.held.stop()
 	c.pull.stop()
+}
+
+// handBack gives messages back that no handler has seen.
+func (c *streamConsumer) handBack(left []*Msg) {
+	for _, m := range left {
+		_ = c.finish(m, settlement{kind: settleBack})
+	}
 }
 
 // errGoexit is the error of a handler that called runtime.Goexit, as the Fatal
 // of a testing.T does. It ends the worker, so another one takes its place.
 var errGoexit = errors.New("handler ended its goroutine")
 
-// handleBatch runs the handler and settles what it left.
+// handleBatch hands a batch over, or the part of it that no handler has decided
+// before.
 func (c *streamConsumer) handleBatch(batch []*Msg) {
-	defer c.pull.release(batch)
-	if batch = c.sift(batch); len(batch) == 0 {
-		return
+	defer func() {
+		c.busy.Add(-1)
+		c.pull.release(batch)
+	}()
+	rest := c.sift(batch)
+	switch {
+	case len(rest) == 0:
+	case c.work.Err() != nil: // there is no time left to begin
+		c.handBack(rest)
+	case c.usedUp(rest[0]): // and alone, see batchLimit
+		c.handleMarked(rest[0])
+	default:
+		if c.gate.enter(c.ending) {
+			defer c.gate.leave()
+			c.call(rest)
+		} else {
+			c.handBack(rest)
+		}
 	}
+	if batch[0].attempt() > 1 {
+		c.flush()
+	}
+}
+
+// call runs the handler and settles what it left.
+func (c *streamConsumer) call(batch []*Msg) {
 	err := errGoexit
 	var call messaging.Batch
+	began := c.pace.begin()
 	defer func() {
+		c.pace.end(began)
 		c.settleRest(batch, err)
 		call.End(err)
 	}()
-	if c.work.Err() != nil {
-		err = ErrStopped // there is no time left to begin
-		return
-	}
 	ctx := c.begin(batch, &call)
 	// The handler gets a slice of its own, since it may reorder or keep it.
 	err = callHandler(ctx, c.handle, slices.Clone(batch))
@@ -345,7 +397,7 @@ func (c *streamConsumer) settleRest(batch []*Msg, err error) {
 		default:
 			unsettled++
 			if c.rt.dead != nil {
-				c.pasts.note(m, func(k *past) { k.left = true })
+				c.history.note(m, func(k *remembered) { k.left = true })
 			}
 			m.leave(nil)
 		}
@@ -415,8 +467,10 @@ func (c *streamConsumer) report(level slog.Level, text string, m *Msg, err error
 		append(attrs, errorAttrs(err, left)...)...)
 }
 
-func messageAttrs(m *Msg) []slog.Attr {
-	return []slog.Attr{slog.Uint64("stream_sequence", m.sequence()), slog.Uint64("attempt", m.attempt())}
+func messageAttrs(m *Msg) []slog.Attr { return deliveryAttrs(m.delivery) }
+
+func deliveryAttrs(d *delivery) []slog.Attr {
+	return []slog.Attr{slog.Uint64("stream_sequence", d.sequence()), slog.Uint64("attempt", d.attempt())}
 }
 
 func consumerAttrs(i Consumer) []slog.Attr {
@@ -473,7 +527,7 @@ func (c *streamConsumer) toMsg(p *puller, nm *nats.Msg) (*Msg, bool) {
 		del delivery
 	}{
 		msg: Msg{Subject: nm.Subject, Data: nm.Data, Header: nm.Header, ctx: c.work},
-		del: delivery{consumer: c, reply: nm.Reply, consumerSequence: at.consumerSequence},
+		del: delivery{consumer: c, reply: nm.Reply, consumerSequence: at.consumerSequence, size: uint32(min(nm.Size(), math.MaxUint32))}, //nolint:gosec // bounded
 	}
 	m := &both.msg
 	m.delivery = &both.del

@@ -501,7 +501,7 @@ func TestTrace_acrossProcesses(t *testing.T) {
 		return monotest.AppWith(t, []mono.Option{mono.WithNATS(server.URL()), quiet(), tr.option(), mono.WithEvents(monotestEvent(t))}, modules...)
 	}
 	there, here, again := newTracing(), newTracing(), newTracing()
-	first := start(here, tracedConsumer(t, 1, func(_ context.Context, msgs []*mono.Msg) error { return msgs[0].NakWithDelay(200 * time.Millisecond) }))
+	first := start(here, tracedConsumer(t, 1, func(_ context.Context, msgs []*mono.Msg) error { return msgs[0].NakWithDelay(2 * time.Second) }))
 	publishStored(t, start(there), nil)
 	publish, attempt := there.one(t, publishSpan), here.one(t, processSpan)
 	wantChild(t, attempt, publish)

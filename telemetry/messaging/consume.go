@@ -408,6 +408,13 @@ func (c *Consumer) abandon(ctx context.Context, d *Delivery, err error) bool {
 // that comes to nothing, call Return.
 func (d *Delivery) Leave() { d.flags.Or(flagLeft) }
 
+// Keep copies to a zero Delivery what is known of one whose processing has ended, for
+// a settlement that comes much later.
+func (d *Delivery) Keep(to *Delivery) {
+	to.Sequence, to.Stored, to.Attempt, to.begin = d.Sequence, d.Stored, d.Attempt, d.begin
+	to.flags.Store(flagEnded)
+}
+
 // Left reports whether Leave was called.
 func (d *Delivery) Left() bool { return d.flags.Load()&flagLeft != 0 }
 

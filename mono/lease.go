@@ -1,0 +1,135 @@
+package mono
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"sync/atomic"
+	"time"
+)
+
+// A message is this consumer's for AckWait from the moment at which the server has
+// last heard of it. That is its lease. Leases of messages that are here are extended,
+// and the server confirms it: a link that is dead takes what is written to it and
+// carries nothing. When a lease may have ended, another instance may have the message:
+// nothing but an ack is sent for it, and nothing captured.
+
+// A lease is when the server has last heard of a message for sure, as uptime. It is
+// negative if the lease may have ended since.
+type lease struct{ at atomic.Int64 }
+
+// touch begins the lease.
+func (l *lease) touch(now time.Duration) { l.at.Store(int64(now)) }
+
+// untouched is how long the lease has lasted.
+func (l *lease) untouched(now time.Duration) time.Duration {
+	at := l.at.Load()
+	return now - time.Duration(max(at, -at))
+}
+
+// ended reports whether the lease may have ended.
+func (l *lease) ended(now, ackWait time.Duration) bool {
+	return l.at.Load() < 0 || l.untouched(now) > ackWait
+}
+
+// extend extends the lease: the server has heard of the message at some moment from
+// sent to confirmed.
+func (l *lease) extend(sent, confirmed, ackWait time.Duration) {
+	was := l.at.Load()
+	at := int64(sent)
+	if was < 0 || confirmed-time.Duration(was) > ackWait {
+		at = -at
+	}
+	l.at.CompareAndSwap(was, at) // or it was delivered again
+}
+
+// leaseEnded reports whether another instance may have the message.
+func (c *streamConsumer) leaseEnded(m *Msg) bool { return m.lease.ended(uptime(), c.server.AckWait) }
+
+// lapse takes the place of a settlement whose message may be another instance's by now.
+// If it comes back here, the verdict, if there is one, still holds.
+func (c *streamConsumer) lapse(m *Msg, v *verdict, cause error) error {
+	c.history.note(m, func(k *remembered) { k.verdict = v })
+	m.state.Store(stateReturned)
+	c.tel.Abandon(m.Context(), &m.tel, cause)
+	c.report(slog.LevelWarn, "lease ended before the outcome; nothing is sent, the message is delivered again", m, cause)
+	return nil
+}
+
+// expectEchoes is called when leases may have ended unseen: the server then has
+// messages in line to be delivered again that are in work here, and sends them
+// with the next request, even if they are settled by then.
+func (p *puller) expectEchoes() {
+	const atLeast = time.Minute
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.echoes = maps.Clone(p.inHand)
+	p.echoesUntil = uptime() + max(atLeast, 2*p.c.server.AckWait)
+}
+
+// extendLeases extends the leases of what is here that are half over by the next time,
+// a third of AckWait later.
+func (p *puller) extendLeases(now, interval time.Duration) {
+	age := interval / 2 //nolint:mnd // half
+	var due []*delivery
+	p.mu.Lock()
+	if now > p.echoesUntil {
+		p.echoes = nil
+	}
+	for _, m := range p.inHand {
+		// One that is being settled may wait for its capture.
+		if state := m.state.Load(); (state == stateOpen || state == stateSettling) && m.lease.untouched(now) >= age {
+			due = append(due, m.delivery)
+		}
+	}
+	p.mu.Unlock()
+	if p == &p.c.pull {
+		due = p.c.held.leases(due, now, age)
+	}
+	if len(due) == 0 {
+		return
+	}
+	last := due[len(due)-1]
+	for _, d := range due[:len(due)-1] {
+		err := p.c.reply(d, wireProgress)
+		p.c.tel.Extended(err)
+		if err != nil {
+			p.c.report(slog.LevelWarn, "lease not extended", nil, err, deliveryAttrs(d)...)
+			return
+		}
+	}
+	p.extensions.Go(func() { p.confirm(last, due, now, interval) })
+}
+
+// confirm sends the last of the extensions and waits for the server's answer, which
+// says that it has heard of all: it acts on them one after another.
+func (p *puller) confirm(last *delivery, due []*delivery, sent, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(p.running, limit)
+	defer cancel()
+	_, err := p.c.rt.nc.RequestWithContext(ctx, last.reply, wireProgress)
+	if ctx.Err() != nil && p.running.Err() != nil {
+		return // Stop
+	}
+	p.c.tel.Extended(err)
+	if err != nil {
+		// Without the message's context, which its handler may just be given.
+		p.c.report(slog.LevelWarn, "leases not extended", nil, err, slog.Int("messages", len(due)))
+		return
+	}
+	confirmed := uptime()
+	for _, d := range due {
+		d.lease.extend(sent, confirmed, p.c.server.AckWait)
+	}
+}
+
+// inProgress extends the lease for the user.
+func (c *streamConsumer) inProgress(m *Msg) error {
+	now := uptime()
+	err := c.reply(m.delivery, wireProgress)
+	c.tel.Extended(err)
+	// While there is no connection it waits here, and so does the lease's end.
+	if err == nil && c.rt.nc.IsConnected() {
+		m.lease.extend(now, now, c.server.AckWait)
+	}
+	return err
+}

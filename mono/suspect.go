@@ -1,0 +1,195 @@
+package mono
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/monotel/monotel/dlq"
+)
+
+// One message of a batch can fail the whole batch, or bring the process down. Only
+// that one should be given up for it. So messages that were delivered before are
+// handed over in smaller batches, and alone from the last attempt on.
+//
+// The number of deliveries says nothing about crashes: a message may have been handed
+// back, or its policy changed. So a message whose attempts are used up still gets to
+// its handler: alone, while no other handler of its consumer runs, and with a mark that
+// is stored before and removed after. Marks that are left count the times that the
+// process ended meanwhile.
+
+const (
+	mostMarks    = 3 // then the message is taken to bring its process down
+	markTimeout  = time.Second
+	aloneTimeout = 10 * time.Second // to wait for handlers that run
+)
+
+// batchLimit is how many messages may be handled together with one at an attempt,
+// itself included.
+func (c *streamConsumer) batchLimit(attempt uint64) int {
+	if c.retry.last(attempt) {
+		return 1
+	}
+	const most = 30
+	return max(c.cfg.Fetch.BatchSize>>min(attempt-1, most), 1)
+}
+
+// usedUp reports whether the message was delivered as often as it has attempts.
+func (c *streamConsumer) usedUp(m *Msg) bool {
+	return c.rt.dead != nil && m.attempt() > 1 && c.retry.last(m.attempt()-1)
+}
+
+// handleMarked hands over a message whose attempts are used up.
+func (c *streamConsumer) handleMarked(m *Msg) {
+	select {
+	case c.rt.lane <- struct{}{}: // one at a time in this process
+		defer func() { <-c.rt.lane }()
+	case <-c.ending:
+		c.handBack([]*Msg{m})
+		return
+	}
+	if !c.gate.enterAlone(c.ending) {
+		c.handBack([]*Msg{m})
+		return
+	}
+	defer c.gate.leaveAlone()
+	id := c.recordID(m)
+	marks, err := c.mark(id)
+	switch {
+	case err != nil:
+		c.report(slog.LevelWarn, "message delivered more often than it has attempts, and that cannot be marked; the handler gets it", m, err)
+	case marks >= mostMarks:
+		_ = c.finish(m, settlement{kind: settleDead, verdict: verdict{
+			reason: dlq.ReasonCrashed,
+			text:   fmt.Sprintf("handed over alone %d times, and each time the process ended before there was an outcome", marks),
+		}})
+		c.unmark(m, id)
+		return
+	default:
+		defer c.unmark(m, id)
+	}
+	c.call([]*Msg{m})
+}
+
+// mark stores that a message is handed over, and returns how often it was before. When
+// that is too often nothing is stored.
+func (c *streamConsumer) mark(id string) (marks int, err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.work), markTimeout)
+	defer cancel()
+	was, err := c.rt.dead.store.Mark(ctx, id)
+	if err != nil || was.Count >= mostMarks {
+		return was.Count, err
+	}
+	return was.Count, c.rt.dead.store.AddMark(ctx, id, was)
+}
+
+func (c *streamConsumer) unmark(m *Msg, id string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.work), markTimeout)
+	defer cancel()
+	if err := c.rt.dead.store.RemoveMark(ctx, id); err != nil {
+		c.report(slog.LevelWarn, "mark of a message not removed; if it comes again, that counts as a crash", m, err)
+	}
+}
+
+// flush waits until the server has read what was sent, so that a crash with the next
+// message does not undo what is settled.
+func (c *streamConsumer) flush() {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.work), markTimeout)
+	defer cancel()
+	if err := c.rt.nc.FlushWithContext(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		return // the connection is gone, which is known
+	}
+}
+
+// A gate lets one message be handled while no other is. It is a mutex for readers and
+// a writer, but for two things: the writer does not wait forever, and both give up when
+// the consumer stops.
+type gate struct {
+	mu      sync.Mutex
+	changed chan struct{} // closed, and made again, when alone or running changes
+	running int
+	alone   bool
+}
+
+func (g *gate) init() { g.changed = make(chan struct{}) }
+
+// enter waits while a message is handled alone. It returns false if the consumer stops.
+func (g *gate) enter(ending <-chan struct{}) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.alone {
+		if !g.wait(ending, nil) {
+			return false
+		}
+	}
+	g.running++
+	return true
+}
+
+func (g *gate) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.running--; g.running == 0 && g.alone {
+		g.signal()
+	}
+}
+
+// enterAlone keeps others from entering, and waits for those that have: up to
+// aloneTimeout, as one of them may hang.
+func (g *gate) enterAlone(ending <-chan struct{}) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.alone {
+		if !g.wait(ending, nil) {
+			return false
+		}
+	}
+	g.alone = true
+	limit := time.NewTimer(aloneTimeout)
+	defer limit.Stop()
+	for g.running > 0 {
+		if !g.wait(ending, limit.C) {
+			select {
+			case <-ending:
+				g.alone = false
+				g.signal()
+				return false
+			default:
+				return true // one hangs
+			}
+		}
+	}
+	return true
+}
+
+func (g *gate) leaveAlone() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.alone = false
+	g.signal()
+}
+
+// signal wakes those that wait. g.mu is held.
+func (g *gate) signal() {
+	close(g.changed)
+	g.changed = make(chan struct{})
+}
+
+// wait waits for a change. It returns false if the consumer stops, or at the limit. g.mu
+// is held before and after.
+func (g *gate) wait(ending <-chan struct{}, limit <-chan time.Time) bool {
+	changed := g.changed
+	g.mu.Unlock()
+	defer g.mu.Lock()
+	select {
+	case <-changed:
+		return true
+	case <-ending:
+		return false
+	case <-limit:
+		return false
+	}
+}
