@@ -121,7 +121,7 @@ func (h *heldMessages) remove(m *heldMessage) bool {
 
 // delivered reports whether a delivery is of a message that is held: it renews the
 // lease. If another instance had the message in between, the verdict has ended.
-func (h *heldMessages) delivered(m *Msg) bool {
+func (h *heldMessages) delivered(m *Msg, now time.Duration, trusted bool) bool {
 	if h.n.Load() == 0 {
 		return false
 	}
@@ -132,7 +132,7 @@ func (h *heldMessages) delivered(m *Msg) bool {
 		return false
 	}
 	if old.tel.Stored == m.tel.Stored && m.attempt() == old.attempt()+1 {
-		old.lease.touch(uptime())
+		old.lease.begin(now, trusted)
 		old.tel.Attempt = m.tel.Attempt
 		return true
 	}

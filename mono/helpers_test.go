@@ -198,12 +198,29 @@ func consumerInfo(t *testing.T, app *mono.App, stream, durable string) *jetstrea
 	return c.CachedInfo()
 }
 
-// settled waits until nothing is left to be done for a consumer.
+// settled waits until nothing is left to be done for a consumer. The server learns a
+// little later than the publisher that a message is pending, so the last one stored
+// must have been delivered as well.
 func settled(t *testing.T, app *mono.App, stream, durable string) {
 	t.Helper()
+	s, err := jetStream(t, app).Stream(within(t), stream)
+	if err != nil {
+		t.Fatalf("stream %q: %v", stream, err)
+	}
 	eventually(t, func() bool {
 		info := consumerInfo(t, app, stream, durable)
-		return info.NumPending == 0 && info.NumAckPending == 0
+		if info.NumPending != 0 || info.NumAckPending != 0 {
+			return false
+		}
+		for _, subject := range append(info.Config.FilterSubjects, info.Config.FilterSubject) {
+			if subject == "" {
+				continue
+			}
+			if last, err := s.GetLastMsgForSubject(within(t), subject); err == nil && last.Sequence > info.Delivered.Stream {
+				return false
+			}
+		}
+		return true
 	}, fmt.Sprintf("consumer %q settles everything", durable))
 }
 

@@ -151,6 +151,11 @@ func TestChildProcess(_ *testing.T) { //nolint:paralleltest // it is alone in it
 		err = childRun(ctx, cancel, arg)
 	case "chaos":
 		err = childChaos(ctx, arg)
+	case "poison":
+		err = childPoison(ctx, arg)
+	case "frozen":
+		url, how, _ := strings.Cut(arg, "|")
+		err = childFrozen(ctx, url, how)
 	default:
 		err = fmt.Errorf("unknown mode %q", mode)
 	}

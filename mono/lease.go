@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"math"
 	"sync/atomic"
 	"time"
 )
@@ -18,8 +19,15 @@ import (
 // negative if the lease may have ended since.
 type lease struct{ at atomic.Int64 }
 
-// touch begins the lease.
-func (l *lease) touch(now time.Duration) { l.at.Store(int64(now)) }
+// begin says that the message was delivered now. If that cannot be trusted, the lease
+// may have ended already.
+func (l *lease) begin(now time.Duration, trusted bool) {
+	at := int64(now)
+	if !trusted {
+		at = -at
+	}
+	l.at.Store(at)
+}
 
 // untouched is how long the lease has lasted.
 func (l *lease) untouched(now time.Duration) time.Duration {
@@ -41,6 +49,47 @@ func (l *lease) extend(sent, confirmed, ackWait time.Duration) {
 		at = -at
 	}
 	l.at.CompareAndSwap(was, at) // or it was delivered again
+}
+
+// heard notes that something came from the server, and reports whether what comes is
+// new. After a silence, in which this process was stopped or the link stalled, what
+// comes first may have been under way for as long, and belong to another instance by
+// now. So nothing is trusted until the server has answered and all that came before the
+// answer is through. While something is asked for, the server sends heartbeats.
+func (p *puller) heard(now time.Duration) (trusted bool) {
+	before := time.Duration(p.alive.Swap(int64(now)))
+	const third = 3
+	silence := max(p.c.server.AckWait/third, 2*p.heartbeat) //nolint:mnd // two heartbeats
+	if before != 0 && now-before > silence && p.trustAfter.Swap(math.MaxInt64) == 0 {
+		p.extensions.Go(p.askForAnswer)
+	}
+	after := p.trustAfter.Load()
+	if after == 0 {
+		return true
+	}
+	if n, err := p.sub.Delivered(); err == nil && n > after {
+		p.trustAfter.Store(0)
+		return true
+	}
+	return false
+}
+
+// askForAnswer waits until the server answers, and notes how much came before.
+func (p *puller) askForAnswer() {
+	for {
+		ctx, cancel := context.WithTimeout(p.running, lookUpTimeout)
+		err := p.c.rt.nc.FlushWithContext(ctx)
+		cancel()
+		if p.running.Err() != nil || p.c.rt.nc.IsClosed() {
+			return
+		}
+		if err == nil {
+			break
+		}
+	}
+	delivered, _ := p.sub.Delivered()
+	waiting, _, _ := p.sub.Pending()
+	p.trustAfter.Store(max(delivered+int64(waiting), 1))
 }
 
 // leaseEnded reports whether another instance may have the message.

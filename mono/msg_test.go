@@ -92,7 +92,7 @@ func wantDeliveries(t *testing.T, seen <-chan delivery, delays ...time.Duration)
 }
 
 func retries(attempts int, backoff ...time.Duration) mono.StreamConsumerConfig {
-	return mono.StreamConsumerConfig{Retry: mono.RetryPolicy{MaxAttempts: attempts, Backoff: backoff}}
+	return mono.StreamConsumerConfig{Retry: mono.RetryPolicy{MaxAttempts: attempts, Backoff: backoff, NoJitter: true}}
 }
 
 // The first nak of a message redelivers at once, later ones after the policy's

@@ -50,6 +50,8 @@ type puller struct {
 	retry   chan struct{} // a request was refused; ask again later
 
 	activity   atomic.Uint64 // counts what the server sent, for the watchdog
+	alive      atomic.Int64  // when something came from the server, or was first asked for, as uptime
+	trustAfter atomic.Int64  // messages of sub; those before may have been under way for long; 0: none were
 	missing    atomic.Bool   // consumer is being recreated
 	stopping   atomic.Bool
 	refusal    atomic.Pointer[error] // why the server does not deliver, if it does not
@@ -73,6 +75,10 @@ const (
 	aheadCalls   = 2
 	leastAhead   = 512 // unless aheadCalls allows more
 	maxHeartbeat = 5 * time.Second
+	minHeartbeat = 250 * time.Millisecond
+
+	// heartbeatsInLease is how many heartbeats there are in AckWait, see heard.
+	heartbeatsInLease = 6
 
 	// Messages in advance should take no longer than this to handle. A handler that
 	// takes longer for one call gets none in advance.
@@ -91,7 +97,7 @@ func (p *puller) init(c *streamConsumer, durable string) {
 	if limit := c.server.MaxRequestExpires; limit > 0 {
 		p.expires = min(p.expires, limit)
 	}
-	p.heartbeat = min(p.expires/2, maxHeartbeat)
+	p.heartbeat = min(p.expires/2, maxHeartbeat, max(c.server.AckWait/heartbeatsInLease, minHeartbeat))
 	p.drained = make(chan struct{})
 	p.stopRun = make(chan struct{})
 	p.runDone = make(chan struct{})
@@ -124,6 +130,8 @@ func (p *puller) start() error {
 // receive takes what the server sends: messages and notices about requests.
 func (p *puller) receive(nm *nats.Msg) {
 	p.activity.Add(1)
+	now := uptime()
+	trusted := p.heard(now)
 	if nm.Reply == "" { // what can be settled has one
 		p.notice(nm.Header.Get("Status"), nm.Header)
 		return
@@ -136,7 +144,7 @@ func (p *puller) receive(nm *nats.Msg) {
 		p.refusal.Store(nil)
 	}
 	seq := m.sequence()
-	m.lease.touch(uptime())
+	m.lease.begin(now, trusted)
 	p.mu.Lock()
 	p.outstanding = max(p.outstanding-1, 0)
 	p.outstandingBytes = max(p.outstandingBytes-int(m.size), 0)
@@ -149,7 +157,7 @@ func (p *puller) receive(nm *nats.Msg) {
 		old = p.echoes[seq]
 		delete(p.echoes, seq)
 	}
-	if old != nil && !p.supersedes(m, old) || p.c.held.delivered(m) {
+	if old != nil && !p.supersedes(m, old, now, trusted) || p.c.held.delivered(m, now, trusted) {
 		p.mu.Unlock()
 		p.pull()
 		return
@@ -170,7 +178,7 @@ func (p *puller) receive(nm *nats.Msg) {
 // Otherwise the lease ended while old was in work, because the connection or
 // this process was stopped for a while, or because the server missed the
 // settlement. That of old counts for both, and the new lease is its.
-func (p *puller) supersedes(m, old *Msg) bool {
+func (p *puller) supersedes(m, old *Msg, now time.Duration, trusted bool) bool {
 	if old.tel.Stored != m.tel.Stored {
 		// Another message: the stream was made anew. An ack of old would reach m.
 		old.state.CompareAndSwap(stateOpen, stateGone)
@@ -181,11 +189,11 @@ func (p *puller) supersedes(m, old *Msg) bool {
 		if p.inHand[m.sequence()] != old {
 			return true // its handler has returned and left it
 		}
-		old.lease.touch(uptime())
+		old.lease.begin(now, trusted)
 	case stateReturned:
 		return true
 	case stateSettling:
-		old.lease.touch(uptime())
+		old.lease.begin(now, trusted)
 	case stateSettled:
 		if err := p.c.reply(m.delivery, *old.final); err != nil {
 			p.c.report(slog.LevelWarn, "settlement not sent again, the message comes back after AckWait", m, err)
@@ -269,6 +277,9 @@ func (p *puller) pull() {
 	for begun := false; ; begun = true {
 		p.mu.Lock()
 		n, size := p.room(begun)
+		if n > 0 && p.outstanding == 0 {
+			p.alive.Store(int64(uptime()))
+		}
 		p.outstanding += n
 		p.outstandingBytes += size
 		p.mu.Unlock()
