@@ -27,7 +27,7 @@ const (
 func (c Config) marksName() string { return c.StreamName() + "_MARKS" }
 
 func (s *Store) markSubject(id string) string {
-	return markPrefix + s.cfg.StreamName() + "." + token(id)
+	return markPrefix + s.cfg.StreamName() + ".id." + token(id)
 }
 
 // A Mark counts how often a message was handed over without an outcome. The zero
@@ -57,18 +57,12 @@ func (s *Store) Mark(ctx context.Context, id string) (Mark, error) {
 // somebody else has stored a mark since. It takes a round trip, and some more for the
 // first mark there is.
 func (s *Store) AddMark(ctx context.Context, id string, was Mark) error {
-	publish := func() error {
+	err := s.withMarks(ctx, func() error {
 		_, err := s.js.PublishMsg(ctx, &nats.Msg{Subject: s.markSubject(id), Data: strconv.AppendInt(nil, int64(was.Count)+1, 10)},
 			jetstream.WithRetryAttempts(0), jetstream.WithExpectStream(s.cfg.marksName()),
 			jetstream.WithExpectLastSequencePerSubject(was.sequence))
 		return err
-	}
-	err := publish()
-	if errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders) {
-		if err = s.createMarks(ctx); err == nil {
-			err = publish()
-		}
-	}
+	})
 	if err != nil {
 		return fmt.Errorf("mark message %s in stream %q: %w", id, s.cfg.marksName(), err)
 	}

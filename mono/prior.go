@@ -23,7 +23,7 @@ import (
 // once, so that a long backlog costs no request for each message.
 
 const (
-	lookUpTimeout  = time.Second            // for one look
+	lookUpTimeout  = 5 * time.Second        // for one look
 	lookUpPause    = 250 * time.Millisecond // between two
 	lookUpPatience = 15 * time.Second       // then handlers get messages that could not be looked up
 )
@@ -140,12 +140,15 @@ func (c *streamConsumer) decidedBefore(m *Msg) *settlement {
 	switch {
 	case known != nil && known.verdict != nil && (endedHere || known.verdict.resolved):
 		return new(known.verdict.settlement())
-	case endedHere && known.left && m.attempt() > leftReserve && c.retry.last(m.attempt()-leftReserve):
+	case endedHere && known.left && c.attemptOf(m) > leftReserve && c.retry.last(c.attemptOf(m)-leftReserve):
 		return &settlement{kind: settleDead, verdict: verdict{
 			reason: dlq.ReasonAttemptsExhausted, text: "the handler returned nil and left the message unsettled",
 		}}
 	case endedHere, !c.mayBeDecided(m):
 		return nil
+	}
+	if m.attempt() > 1 {
+		c.readHandedBack()
 	}
 	return c.lookUp(m)
 }

@@ -52,7 +52,7 @@ var nakOnLast = verdict{reason: dlq.ReasonAttemptsExhausted, text: "nak on the l
 // settle is the one place where a delivery leaves this process: each ack, nak,
 // term and dead letter goes through here and nowhere else.
 func (c *streamConsumer) settle(m *Msg, s settlement) error {
-	attempt := m.attempt()
+	attempt := c.attemptOf(m)
 	switch s.kind {
 	case settleAck:
 		return c.ack(m)
@@ -95,7 +95,7 @@ func (c *streamConsumer) ack(m *Msg) error {
 
 // settleError follows a handler's error, which is an instruction.
 func (c *streamConsumer) settleError(m *Msg, err error) error {
-	attempt := m.attempt()
+	attempt := c.attemptOf(m)
 	if c.work.Err() != nil {
 		// Stop cut the handler short. That says nothing about the message, so it
 		// is handed back, whatever the number of its attempts.

@@ -221,6 +221,8 @@ type streamConsumer struct {
 	prior   priorState
 	held    heldMessages
 
+	handedBack handedBackState
+
 	queue   msgQueue
 	workers sync.WaitGroup
 	busy    atomic.Int32 // workers that have a batch
@@ -299,13 +301,6 @@ func (c *streamConsumer) stop(soft context.Context) {
 	c.workers.Wait()
 	c.held.stop()
 	c.pull.stop()
-}
-
-// handBack gives messages back that no handler has seen.
-func (c *streamConsumer) handBack(left []*Msg) {
-	for _, m := range left {
-		_ = c.finish(m, settlement{kind: settleBack})
-	}
 }
 
 // errGoexit is the error of a handler that called runtime.Goexit, as the Fatal

@@ -23,7 +23,7 @@ import (
 
 const (
 	mostMarks    = 3 // then the message is taken to bring its process down
-	markTimeout  = time.Second
+	markTimeout  = 5 * time.Second
 	aloneTimeout = 10 * time.Second // to wait for handlers that run
 )
 
@@ -37,9 +37,10 @@ func (c *streamConsumer) batchLimit(attempt uint64) int {
 	return max(c.cfg.Fetch.BatchSize>>min(attempt-1, most), 1)
 }
 
-// usedUp reports whether the message was delivered as often as it has attempts.
+// usedUp reports whether a message has had all of its attempts.
 func (c *streamConsumer) usedUp(m *Msg) bool {
-	return c.rt.dead != nil && m.attempt() > 1 && c.retry.last(m.attempt()-1)
+	attempt := c.attemptOf(m)
+	return c.rt.dead != nil && attempt > 1 && c.retry.last(attempt-1)
 }
 
 // handleMarked hands over a message whose attempts are used up.
