@@ -205,6 +205,7 @@ type streamConsumer struct {
 
 	created atomic.Pointer[time.Time] // when the stream was made
 	pasts   pasts
+	repeats repeats
 
 	queue   msgQueue
 	workers sync.WaitGroup
@@ -273,6 +274,7 @@ func (c *streamConsumer) stop(soft context.Context) {
 	c.pull.stopIntake(soft)
 	c.queue.end()
 	c.workers.Wait()
+	c.stopRepeats(soft)
 	// Something is left if there were no workers: the start failed.
 	for left := c.queue.take(make([]*Msg, 0, 1)); len(left) > 0; left = c.queue.take(left[:0]) {
 		_ = c.finish(left[0], settlement{kind: settleError, err: ErrStopped})
@@ -287,7 +289,7 @@ var errGoexit = errors.New("handler ended its goroutine")
 // handleBatch runs the handler and settles what it left.
 func (c *streamConsumer) handleBatch(batch []*Msg) {
 	defer c.pull.release(batch)
-	if batch = c.sift(batch); len(batch) == 0 {
+	if batch = c.sift(c.withoutRepeats(batch)); len(batch) == 0 {
 		return
 	}
 	err := errGoexit

@@ -1,0 +1,190 @@
+package mono
+
+import (
+	"encoding/hex"
+	"testing"
+	"time"
+)
+
+func TestParseSource(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name, give string
+		want       sourceRef
+		ok         bool
+	}{
+		{"as the server writes it", "O 11 > > o.x HHUchNxH", sourceRef{"O", "> >", "HHUchNxH", 11}, true},
+		{"of another domain", "O:Ab3 7 o.x > o.x id", sourceRef{"O:Ab3", "o.x >", "id", 7}, true},
+		{"two filters", "O 7 a\fb >\fc a id", sourceRef{"O", "a\fb >\fc", "id", 7}, true},
+		{"largest sequence", "O 18446744073709551615 > > o id", sourceRef{"O", "> >", "id", 1<<64 - 1}, true},
+		{name: "no identity, before 2.15", give: "O 11 > > o.x"},
+		{name: "of 2.9", give: "$JS.ACK.O.c.1.2.3.4.5"},
+		{name: "a token more", give: "O 11 > > o.x id more"},
+		{name: "no sequence", give: "O x > > o.x id"},
+		{name: "sequence 0", give: "O 0 > > o.x id"},
+		{name: "too large", give: "O 18446744073709551616 > > o.x id"},
+		{name: "no stream", give: " 1 > > o.x id"},
+		{name: "empty identity", give: "O 1 > > o.x "},
+		{name: "empty"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got, ok := parseSource(tt.give)
+			if ok != tt.ok || ok && got != tt.want {
+				t.Errorf("parseSource(%q) = %+v, %v, want %+v, %v", tt.give, got, ok, tt.want, tt.ok)
+			}
+		})
+	}
+}
+
+func FuzzParseSource(f *testing.F) {
+	f.Add("O 11 > > o.x HHUchNxH")
+	f.Add("O 11 > > o.x")
+	f.Add("   ")
+	f.Fuzz(func(t *testing.T, header string) {
+		ref, ok := parseSource(header)
+		if ok && (ref.stream == "" || ref.identity == "" || ref.sequence == 0) {
+			t.Errorf("parseSource(%q) = %+v", header, ref)
+		}
+	})
+}
+
+// A repeat is what was finished before, in an earlier place. Everything else is not.
+func TestSourceNote_has(t *testing.T) {
+	t.Parallel()
+	const sum, other = 7, 8
+	var n sourceNote
+	n.add(1030, 50, sum)
+	for _, tt := range []struct {
+		name             string
+		sequence, stored uint64
+		sum              uint32
+		want             bool
+	}{
+		{"a repeat", 1030, 51, sum, true},
+		{"a late repeat", 1030, 1 << 40, sum, true},
+		{"a redelivery", 1030, 50, sum, false},
+		{"before it in the stream", 1030, 49, sum, false},
+		{"another message with its sequence", 1030, 51, other, false},
+		{"its neighbour", 1031, 51, sum, false},
+		{"the place of another note", 6, 51, sum, false}, // the caller finds the note
+	} {
+		if got := n.has(tt.sequence, tt.stored, tt.sum); got != tt.want && tt.name != "the place of another note" {
+			t.Errorf("%s: has = %v", tt.name, got)
+		}
+	}
+	n.add(1030, 60, sum) // both copies were in work at once
+	if !n.has(1030, 55, sum) {
+		t.Error("finishing a second copy hides that the first one was finished")
+	}
+	n.add(1030, 70, other)
+	if n.has(1030, 80, sum) || !n.has(1030, 80, other) {
+		t.Error("a sequence that the origin gave away twice is not that of the last message")
+	}
+}
+
+func TestSourceNote_merge(t *testing.T) {
+	t.Parallel()
+	var a, b sourceNote
+	a.add(1, 10, 100)
+	b.add(1, 10, 999)
+	b.add(2, 20, 200)
+	b.add(1023, 30, 300)
+	a.merge(&b)
+	for _, tt := range []struct {
+		sequence, stored uint64
+		sum              uint32
+		want             bool
+	}{
+		{1, 21, 100, true},
+		{1, 21, 999, false},
+		{2, 21, 200, true},
+		{2, 20, 200, false},
+		{1023, 31, 300, true},
+		{3, 100, 0, false},
+	} {
+		if got := a.has(tt.sequence, tt.stored, tt.sum); got != tt.want {
+			t.Errorf("after the merge has(%d, %d, %d) = %v, want %v", tt.sequence, tt.stored, tt.sum, got, tt.want)
+		}
+	}
+}
+
+// What is on the wire outlives releases.
+func TestSourceNote_wire(t *testing.T) {
+	t.Parallel()
+	var n sourceNote
+	n.add(0, 3, 0x01020304)
+	n.add(65, 5, 0xaabbccdd)
+	b := n.encode()
+	want := "01" + "0100000000000000" + "0200000000000000"
+	if got := hex.EncodeToString(b[:17]); got != want {
+		t.Errorf("a note begins with %s, want %s", got, want)
+	}
+	if got, want := hex.EncodeToString(b[noteHead:]), "04030201"+"ddccbbaa"; got != want {
+		t.Errorf("a note ends with %s, want %s", got, want)
+	}
+	back, err := decodeNote(b)
+	if err != nil || back != n {
+		t.Errorf("decoded: %v, equal %v", err, back == n)
+	}
+	for _, bad := range [][]byte{nil, b[:len(b)-1], append([]byte{2}, b[1:]...), append(b[:len(b):len(b)], 0)} {
+		if _, err := decodeNote(bad); err == nil {
+			t.Errorf("a note of %d bytes that is none is accepted", len(bad))
+		}
+	}
+	token := noteToken("S", "d", time.Unix(1, 2), sourceRef{stream: "O", filter: "> >", identity: "id", sequence: 9})
+	if want := "pQhBpF2C_ZpKkPdI"; len(token) != len(want) {
+		t.Errorf("the token is %q", token)
+	}
+}
+
+func FuzzDecodeNote(f *testing.F) {
+	var n sourceNote
+	n.add(5, 6, 7)
+	f.Add(n.encode())
+	f.Add([]byte{1})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if n, err := decodeNote(b); err == nil && string(n.encode()) != string(b) {
+			t.Errorf("decoded and encoded again %x is %x", b, n.encode())
+		}
+	})
+}
+
+// The text is told apart from the payload, and each counts.
+func TestChecksum(t *testing.T) {
+	t.Parallel()
+	seen := make(map[uint32]int)
+	for i, m := range []*Msg{
+		{},
+		{Subject: "a"},
+		{Data: []byte("a")},
+		{Header: Header{"Nats-Msg-Id": {"a"}}},
+		{Subject: "a", Data: []byte("a")},
+		{Subject: "b", Data: []byte("a")},
+		{Subject: "a", Data: []byte("b")},
+		{Subject: "a", Data: []byte("a"), Header: Header{"Nats-Msg-Id": {"a"}}},
+		{Subject: "aa"},
+	} {
+		sum := checksum(m)
+		if before, ok := seen[sum]; ok {
+			t.Errorf("messages %d and %d have one checksum", before, i)
+		}
+		seen[sum] = i
+	}
+	same := checksum(&Msg{Subject: "a", Data: []byte("a"), Header: Header{"Traceparent": {"x"}}})
+	if same != checksum(&Msg{Subject: "a", Data: []byte("a")}) {
+		t.Error("a header that is no part of the message changes the checksum")
+	}
+}
+
+// Only servers that refuse a forged header are believed.
+func TestSourcesTrusted(t *testing.T) {
+	t.Parallel()
+	for version, want := range map[string]bool{
+		"2.15.0": true, "2.15.2": true, "2.15.0-RC.1": true, "3.0.0": true, "2.14.10": false, "2.9.1": false, "": false, "x": false,
+	} {
+		if got := sourcesTrusted(version); got != want {
+			t.Errorf("sourcesTrusted(%q) = %v", version, got)
+		}
+	}
+}
