@@ -49,11 +49,11 @@ const (
 const (
 	repeatsMaxBytes = 32 << 20 // in the stream, of all consumers
 
-	noteDelay   = time.Second     // what is finished is written down after this
-	noteFresh   = time.Second     // what others finished is known after twice this
-	noteTimeout = time.Second     // for one request
-	notePause   = 5 * time.Second // without requests, after one failed
-	noteTries   = 5               // against other instances that write at the same time
+	noteDelay   = 500 * time.Millisecond // what is finished is written down after this
+	noteFresh   = time.Second            // a note is read again after this, when it is needed
+	noteTimeout = time.Second            // for one request
+	notePause   = 5 * time.Second        // without requests, after one failed
+	noteTries   = 5                      // against other instances that write at the same time
 
 	maxOrigins = 64     // of one consumer
 	maxNotes   = 256    // of one consumer, 4.4 KB each
@@ -133,6 +133,24 @@ type origin struct {
 	ref   sourceRef // without a sequence
 	token string    // in the subjects of its notes
 	notes map[uint64]*keptNote
+
+	// The highest sequence that is known to have come, and where it was stored. The
+	// server sources in order, so one that is not higher and is stored later says that
+	// it has gone back.
+	highest  uint64
+	storedAt uint64
+}
+
+// came notes that a message has come.
+func (o *origin) came(sequence, stored uint64) {
+	if sequence > o.highest {
+		o.highest, o.storedAt = sequence, stored
+	}
+}
+
+// wentBack reports whether the server has sourced the message out of order.
+func (o *origin) wentBack(sequence, stored uint64) bool {
+	return sequence <= o.highest && stored > o.storedAt
 }
 
 // A keptNote is a note, and what is known of its copy in the stream.
@@ -152,7 +170,8 @@ type repeats struct {
 	mu       sync.Mutex
 	created  *time.Time // of the stream that all of this is about
 	origins  []*origin
-	notes    int // of all origins
+	notes    int           // of all origins
+	now      time.Duration // when a message was last looked at, as uptime
 	inWork   map[uint64]workedOn
 	pause    time.Duration // no requests until then, as uptime
 	verified time.Duration // when the stream was last asked for, as uptime
@@ -173,9 +192,13 @@ type workedOn struct {
 // withoutRepeats settles the repeats of a batch and returns the other messages.
 func (c *streamConsumer) withoutRepeats(batch []*Msg) []*Msg {
 	var rest []*Msg // nil: the same as batch
+	var now time.Duration
 	for i, m := range batch {
 		ref, ok := sourceOf(m)
-		if ok && c.isRepeat(m, ref) {
+		if ok && now == 0 {
+			now = uptime()
+		}
+		if ok && c.isRepeat(m, ref, now) {
 			if rest == nil {
 				rest = append(make([]*Msg, 0, len(batch)), batch[:i]...)
 			}
@@ -203,20 +226,24 @@ func (c *streamConsumer) dropRepeat(m *Msg, ref sourceRef) {
 
 // isRepeat reports whether m was finished before under another sequence. If not, m
 // is remembered until it is finished.
-func (c *streamConsumer) isRepeat(m *Msg, ref sourceRef) bool {
+func (c *streamConsumer) isRepeat(m *Msg, ref sourceRef, now time.Duration) bool {
 	r := &c.repeats
 	sum := checksum(m)
-	now := uptime()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.now = now
 	r.follow(c.created.Load())
 	o := r.origin(c, ref)
 	if o == nil {
 		return false
 	}
-	n := r.note(c, o, ref.sequence, now)
-	if n.read == 0 || now-n.read > noteFresh {
-		c.readNote(n, now)
+	n := r.note(c, o, ref.sequence)
+	switch {
+	case n.read == 0, now-n.read > noteFresh:
+		c.readNote(o, n, ref.sequence)
+	case o.wentBack(ref.sequence, m.sequence()) && n.read <= now-m.untouched(now):
+		// Others may have finished it since the note was read.
+		c.readNote(o, n, ref.sequence)
 	}
 	if n.has(ref.sequence, m.sequence(), sum) && c.sameStream(m) {
 		return true
@@ -224,6 +251,7 @@ func (c *streamConsumer) isRepeat(m *Msg, ref sourceRef) bool {
 	if r.follow(c.created.Load()) {
 		return false // nothing is known of the new stream
 	}
+	o.came(ref.sequence, m.sequence())
 	r.begin(m.sequence(), workedOn{origin: o, sequence: ref.sequence, sum: sum})
 	return false
 }
@@ -258,7 +286,7 @@ func (r *repeats) origin(c *streamConsumer, ref sourceRef) *origin {
 }
 
 // note returns the note that is about a sequence of the origin.
-func (r *repeats) note(c *streamConsumer, o *origin, sequence uint64, now time.Duration) *keptNote {
+func (r *repeats) note(c *streamConsumer, o *origin, sequence uint64) *keptNote {
 	number := sequence / noteSize
 	n := o.notes[number]
 	if n == nil {
@@ -269,7 +297,7 @@ func (r *repeats) note(c *streamConsumer, o *origin, sequence uint64, now time.D
 		o.notes[number] = n
 		r.notes++
 	}
-	n.used = now
+	n.used = r.now
 	return n
 }
 
@@ -320,7 +348,7 @@ func (c *streamConsumer) finished(m *Msg) {
 	}
 	delete(r.inWork, m.sequence())
 	r.tracked.Store(int64(len(r.inWork)))
-	n := r.note(c, w.origin, w.sequence, uptime())
+	n := r.note(c, w.origin, w.sequence)
 	n.add(w.sequence, m.sequence(), w.sum)
 	n.dirty = true
 	if r.timer == nil && !r.stopped {
@@ -376,7 +404,8 @@ func (c *streamConsumer) pauseNotes(err error) {
 }
 
 // readNote takes over what other instances, and earlier runs, have written. r.mu is held.
-func (c *streamConsumer) readNote(n *keptNote, now time.Duration) {
+func (c *streamConsumer) readNote(o *origin, n *keptNote, sequence uint64) {
+	now := uptime()
 	if now < c.repeats.pause {
 		return
 	}
@@ -386,7 +415,10 @@ func (c *streamConsumer) readNote(n *keptNote, now time.Duration) {
 		c.pauseNotes(err)
 		return
 	}
-	n.read = max(now, 1)
+	n.read = now
+	if highest, stored := n.last(); stored > 0 {
+		o.came(sequence-sequence%noteSize+highest, stored)
+	}
 }
 
 // mergeNote reads a note. That there is none, or no stream for it, is no error.
@@ -456,7 +488,7 @@ func (c *streamConsumer) writeNote(ctx context.Context, n *keptNote) error {
 		ack, err := c.rt.js.Publish(ctx, n.subject, n.encode(),
 			jetstream.WithExpectStream(repeatsStream), jetstream.WithExpectLastSequencePerSubject(n.revision), jetstream.WithRetryAttempts(0))
 		if err == nil {
-			n.revision, n.read, n.dirty = ack.Sequence, max(began, 1), false
+			n.revision, n.read, n.dirty = ack.Sequence, began, false
 			return nil
 		}
 		api, _ := errors.AsType[*jetstream.APIError](err)

@@ -2,8 +2,11 @@ package mono
 
 import (
 	"encoding/hex"
+	"fmt"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 func TestParseSource(t *testing.T) {
@@ -67,9 +70,8 @@ func TestSourceNote_has(t *testing.T) {
 		{"before it in the stream", 1030, 49, sum, false},
 		{"another message with its sequence", 1030, 51, other, false},
 		{"its neighbour", 1031, 51, sum, false},
-		{"the place of another note", 6, 51, sum, false}, // the caller finds the note
 	} {
-		if got := n.has(tt.sequence, tt.stored, tt.sum); got != tt.want && tt.name != "the place of another note" {
+		if got := n.has(tt.sequence, tt.stored, tt.sum); got != tt.want {
 			t.Errorf("%s: has = %v", tt.name, got)
 		}
 	}
@@ -133,8 +135,100 @@ func TestSourceNote_wire(t *testing.T) {
 		}
 	}
 	token := noteToken("S", "d", time.Unix(1, 2), sourceRef{stream: "O", filter: "> >", identity: "id", sequence: 9})
-	if want := "pQhBpF2C_ZpKkPdI"; len(token) != len(want) {
-		t.Errorf("the token is %q", token)
+	if want := "HIEf4_ijt1bFEQBK"; token != want {
+		t.Errorf("the token is %q, want %q", token, want)
+	}
+}
+
+// offline is a consumer that finds no server to ask.
+func offline() *streamConsumer {
+	c := &streamConsumer{info: Consumer{Stream: "S", Durable: "d"}}
+	c.created.Store(&time.Time{})
+	c.repeats.pause = 1 << 62
+	c.repeats.stopped = true
+	return c
+}
+
+func sourced(sequence, stored uint64) *Msg {
+	m := &Msg{delivery: &delivery{}, Subject: "s", Data: []byte("payload"), Header: Header{
+		jetstream.MsgIDHeader: {"0123456789abcdef"}, "traceparent": {"x"}, sourceHeader: {fmt.Sprintf("O %d > > s id", sequence)},
+	}}
+	m.tel.Sequence = stored
+	return m
+}
+
+// A message costs no allocation, whether it was sourced or not.
+//
+//nolint:paralleltest // AllocsPerRun may not run beside other tests
+func TestRepeats_doNotAllocate(t *testing.T) {
+	for name, m := range map[string]*Msg{
+		"plain":     {delivery: &delivery{}, Subject: "s", Header: Header{jetstream.MsgIDHeader: {"x"}}},
+		"no header": {delivery: &delivery{}, Subject: "s"},
+		"sourced":   sourced(7, 8),
+	} {
+		c, batch := offline(), []*Msg{m}
+		if n := testing.AllocsPerRun(100, func() {
+			c.withoutRepeats(batch)
+			c.finished(m)
+		}); n != 0 {
+			t.Errorf("%s: a message makes %v allocations, want 0", name, n)
+		}
+	}
+}
+
+func BenchmarkRepeats(b *testing.B) {
+	for name, m := range map[string]*Msg{
+		"source=no":  {delivery: &delivery{}, Subject: "s", Header: Header{jetstream.MsgIDHeader: {"x"}, "traceparent": {"x"}}},
+		"source=yes": sourced(7, 8),
+	} {
+		b.Run(name, func(b *testing.B) {
+			c, batch := offline(), []*Msg{m}
+			b.ReportAllocs()
+			for b.Loop() {
+				c.withoutRepeats(batch)
+				c.finished(m)
+			}
+		})
+	}
+}
+
+// What is kept is bounded, whatever comes.
+func TestRepeats_bounded(t *testing.T) {
+	t.Parallel()
+	c := offline()
+	for i := range uint64(3 * maxTracked) {
+		m := sourced(1+i*noteSize, i+1)
+		m.Header[sourceHeader][0] = fmt.Sprintf("O%d %d > > s id", i%(2*maxOrigins), 1+i*noteSize)
+		c.withoutRepeats([]*Msg{m})
+	}
+	r := &c.repeats
+	notes := 0
+	for _, o := range r.origins {
+		notes += len(o.notes)
+	}
+	if len(r.origins) > maxOrigins || notes > maxNotes || notes != r.notes || len(r.inWork) > maxTracked {
+		t.Errorf("%d origins, %d notes, counted as %d, and %d messages in work are kept", len(r.origins), notes, r.notes, len(r.inWork))
+	}
+}
+
+// The stream was made again: what was finished in the old one counts for nothing.
+func TestRepeats_follow(t *testing.T) {
+	t.Parallel()
+	c := offline()
+	c.withoutRepeats([]*Msg{sourced(7, 8)})
+	c.finished(sourced(7, 8))
+	known := func() bool {
+		r := &c.repeats
+		return len(r.origins) == 1 && r.origins[0].notes[0] != nil && r.origins[0].notes[0].has(7, 9, checksum(sourced(7, 9)))
+	}
+	if !known() {
+		t.Fatal("a finished message is not known")
+	}
+	again := time.Unix(1, 0)
+	c.created.Store(&again)
+	c.withoutRepeats([]*Msg{sourced(7, 9)})
+	if known() {
+		t.Error("a message that was finished in another stream is known")
 	}
 }
 

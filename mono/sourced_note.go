@@ -49,6 +49,17 @@ func (n *sourceNote) has(sequence, stored uint64, sum uint32) bool {
 	return n.done[word]&bit != 0 && n.sums[at] == sum && stored > n.upTo[word]
 }
 
+// last returns the place of the highest sequence that was finished, and a stream
+// sequence that is not lower than its own; 0 if none was finished.
+func (n *sourceNote) last() (at, stored uint64) {
+	for word := noteWords - 1; word >= 0; word-- {
+		if done := n.done[word]; done != 0 {
+			return uint64(word*64 + bits.Len64(done) - 1), n.upTo[word] //nolint:gosec // small
+		}
+	}
+	return 0, 0
+}
+
 // merge adds what another instance has finished. Where both know of different
 // messages, n is right for what it has seen itself.
 func (n *sourceNote) merge(other *sourceNote) {

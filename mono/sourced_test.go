@@ -240,7 +240,6 @@ func TestRepeats_genuine(t *testing.T) {
 		})
 		s.publish([]string{"x"})
 		eventually(t, func() bool { return tries.Load() == 1 }, "the first try")
-		s.cfg.Sources = nil
 		s.stored(1, 1)
 		if err := purge(t, s.js, sourcedStream); err != nil { // so that the server sources again
 			t.Fatal(err)
@@ -303,7 +302,6 @@ func TestRepeats_genuine(t *testing.T) {
 			_, err := s.js.Stream(within(t), sourcedStream)
 			return err == nil && app.Health(within(t)).Healthy
 		}, "the App makes the stream again")
-		s.cfg.Sources = nil
 		s.sourceFrom(1)
 		s.stored(n, 0)
 		if got := handled.total(); got != 2*n {
@@ -332,10 +330,6 @@ func TestRepeats_forged(t *testing.T) {
 		Header: mono.Header{"Nats-Stream-Source": {"ORIGIN 1 raw.created " + s.e.Subject + " raw.created id"}},
 	})
 	wantError(t, err, nil, "source header is not allowed")
-	// In an origin it is allowed, and replaced.
-	if _, err := s.js.CreateStream(within(t), jetstream.StreamConfig{Name: "FAR", Subjects: []string{"far"}}); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // Without leave to make the stream for notes an instance knows what it has finished
