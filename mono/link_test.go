@@ -288,7 +288,7 @@ func TestLink_diesWhileWriting(t *testing.T) {
 	}
 	receive(t, reconnected, "the new connection")
 	stop()
-	receive(t, ended, "the publisher")
+	_ = receive(t, ended, "the publisher")
 	if err := app.Health(within(t)).Err(); err != nil {
 		t.Error(err)
 	}
@@ -328,9 +328,9 @@ func TestLink_stopWhileWriting(t *testing.T) {
 		defer cancel()
 		stopped <- app.Stop(ctx)
 	}()
-	receive(t, stopped, "Stop, within patience and not within an hour")
+	_ = receive(t, stopped, "Stop, within patience and not within an hour")
 	stop()
-	receive(t, ended, "the publisher")
+	_ = receive(t, ended, "the publisher")
 }
 
 // A server that accepts the connection and says nothing, or goes silent afterwards,

@@ -123,7 +123,7 @@ func checksum(m *Msg) uint32 {
 func checksumText(sum uint32, s string) uint32 {
 	sum = ^sum
 	for i := range len(s) {
-		sum = castagnoli[byte(sum)^s[i]] ^ sum>>8
+		sum = castagnoli[byte(sum&0xff)^s[i]] ^ sum>>8
 	}
 	return ^sum ^ uint32(len(s)) //nolint:gosec // a part of it will do
 }
@@ -486,7 +486,8 @@ func (c *streamConsumer) writeNote(ctx context.Context, n *keptNote) error {
 	for try := 1; ; try++ {
 		began := uptime()
 		ack, err := c.rt.js.Publish(ctx, n.subject, n.encode(),
-			jetstream.WithExpectStream(repeatsStream), jetstream.WithExpectLastSequencePerSubject(n.revision), jetstream.WithRetryAttempts(0))
+			jetstream.WithExpectStream(repeatsStream), jetstream.WithExpectLastSequencePerSubject(n.revision),
+			jetstream.WithRetryAttempts(0))
 		if err == nil {
 			n.revision, n.read, n.dirty = ack.Sequence, began, false
 			return nil

@@ -1,8 +1,10 @@
 package mono
 
 import (
+	"bytes"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -129,7 +131,7 @@ func TestSourceNote_wire(t *testing.T) {
 	if err != nil || back != n {
 		t.Errorf("decoded: %v, equal %v", err, back == n)
 	}
-	for _, bad := range [][]byte{nil, b[:len(b)-1], append([]byte{2}, b[1:]...), append(b[:len(b):len(b)], 0)} {
+	for _, bad := range [][]byte{nil, b[:len(b)-1], append([]byte{2}, b[1:]...), append(slices.Clip(b), 0)} {
 		if _, err := decodeNote(bad); err == nil {
 			t.Errorf("a note of %d bytes that is none is accepted", len(bad))
 		}
@@ -238,7 +240,7 @@ func FuzzDecodeNote(f *testing.F) {
 	f.Add(n.encode())
 	f.Add([]byte{1})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if n, err := decodeNote(b); err == nil && string(n.encode()) != string(b) {
+		if n, err := decodeNote(b); err == nil && !bytes.Equal(n.encode(), b) {
 			t.Errorf("decoded and encoded again %x is %x", b, n.encode())
 		}
 	})

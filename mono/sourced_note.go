@@ -27,7 +27,7 @@ type sourceNote struct {
 }
 
 func notePlace(sequence uint64) (word int, bit uint64, at int) {
-	at = int(sequence % noteSize) //nolint:gosec // less than noteSize
+	at = int(sequence % noteSize)
 	return at / 64, 1 << (at % 64), at
 }
 
@@ -87,7 +87,7 @@ func (n *sourceNote) encode() []byte {
 	for _, stored := range n.upTo {
 		b = binary.LittleEndian.AppendUint64(b, stored)
 	}
-	for at, sum := range n.sums {
+	for at, sum := range &n.sums {
 		if n.done[at/64]&(1<<(at%64)) != 0 {
 			b = binary.LittleEndian.AppendUint32(b, sum)
 		}

@@ -310,6 +310,49 @@ func TestRepeats_genuine(t *testing.T) {
 	})
 }
 
+// While an instance is away, the stream is deleted and made again, with its consumer, by
+// somebody else. It is not told, and what it has finished in the old stream counts for
+// nothing in the new one.
+func TestRepeats_streamMadeAgainUnseen(t *testing.T) {
+	t.Parallel()
+	const n, more = 30, 70
+	s := newSourcing(t, mono.WorkQueuePolicy)
+	w := newWire(t, s.srv)
+	handled := newTally()
+	cfg := mono.StreamConsumerConfig{Stream: mono.StreamConfig{Name: sourcedStream, Retention: mono.WorkQueuePolicy}, AutoAck: true}
+	app := runApp(t, append(onURL(w.url(s.srv)), mono.WithEvents(s.e), mono.WithPingInterval(quickPing)),
+		durableModule("m", s.e, cfg, handled.handle))
+	s.publish(payloads("n", 0, n))
+	s.stored(n, 0)
+	w.later(lossy)
+	w.now(lossy)
+	awaitDisconnect(t, app)
+	old, err := s.js.Consumer(within(t), sourcedStream, sourcedBy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.js.DeleteStream(within(t), sourcedStream); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.js.CreateStream(within(t), s.cfg); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.js.CreateConsumer(within(t), sourcedStream, old.CachedInfo().Config); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range payloads("direct", 0, more) { // so that what is sourced has higher sequences than before
+		if _, err := s.js.Publish(within(t), s.e.Subject, []byte(p)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.sourceFrom(1)
+	w.later(alive)
+	s.stored(more+n, 0)
+	if got := handled.total(); got != 2*n+more {
+		t.Errorf("%d of %d messages were handled", got, 2*n+more)
+	}
+}
+
 func purge(t *testing.T, js jetstream.JetStream, name string) error {
 	t.Helper()
 	s, err := js.Stream(within(t), name)
