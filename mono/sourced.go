@@ -52,7 +52,7 @@ const (
 	noteDelay   = 500 * time.Millisecond // what is finished is written down after this
 	noteFresh   = time.Second            // a note is read again after this, when it is needed
 	noteTimeout = time.Second            // for one request
-	notePause   = 5 * time.Second        // without requests, after one failed
+	notePause   = 2 * time.Second        // without requests, after one failed
 	noteTries   = 5                      // against other instances that write at the same time
 
 	maxOrigins = 64     // of one consumer
@@ -351,13 +351,33 @@ func (c *streamConsumer) finished(m *Msg) {
 	n := r.note(c, w.origin, w.sequence)
 	n.add(w.sequence, m.sequence(), w.sum)
 	n.dirty = true
-	if r.timer == nil && !r.stopped {
-		r.writing.Add(1)
-		r.timer = time.AfterFunc(noteDelay, func() {
-			defer r.writing.Done()
-			c.writeNotes(c.rt.whileConnected())
-		})
+	c.writeLater()
+}
+
+// writeLater has the notes written soon. r.mu is held.
+func (c *streamConsumer) writeLater() {
+	r := &c.repeats
+	if r.timer != nil || r.stopped {
+		return
 	}
+	r.writing.Add(1)
+	r.timer = time.AfterFunc(max(noteDelay, r.pause-uptime()), func() {
+		defer r.writing.Done()
+		c.writeNotes(c.rt.whileConnected())
+	})
+}
+
+// unwritten lists the notes with something that their copies do not have. r.mu is held.
+func (r *repeats) unwritten() []*keptNote {
+	var all []*keptNote
+	for _, o := range r.origins {
+		for _, n := range o.notes {
+			if n.dirty {
+				all = append(all, n)
+			}
+		}
+	}
+	return all
 }
 
 // sameStream asks for the stream since m has arrived, and reports whether it is the
@@ -398,6 +418,9 @@ func sourcesTrusted(version string) bool {
 // pauseNotes makes no requests for a while. Until then this process knows what it
 // has finished itself.
 func (c *streamConsumer) pauseNotes(err error) {
+	if c.rt.whileConnected().Err() != nil {
+		return // everybody knows, and a request fails at once
+	}
 	c.repeats.pause = uptime() + notePause
 	c.report(slog.LevelWarn, "finished sourced messages not looked up or noted; a repeat that another instance or an earlier run has handled is handled again",
 		nil, jetStreamError(err), slog.String("notes", repeatsStream))
@@ -455,41 +478,37 @@ func (c *streamConsumer) mergeNote(ctx context.Context, n *keptNote) error {
 	return nil
 }
 
-// writeNotes writes down what was finished since it was last called.
+// writeNotes writes down what was finished since it was last called. It runs once at a
+// time, and holds no lock while it waits for the server.
 func (c *streamConsumer) writeNotes(parent context.Context) {
 	r := &c.repeats
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.timer = nil
-	if uptime() < r.pause {
-		return // it is written together with what is finished next
-	}
-	for _, o := range r.origins {
-		for _, n := range o.notes {
-			if !n.dirty {
-				continue
-			}
-			ctx, cancel := context.WithTimeout(parent, noteTimeout)
-			err := c.writeNote(ctx, n)
-			cancel()
-			if err != nil {
-				c.pauseNotes(err)
-				return
-			}
+	for _, n := range r.unwritten() {
+		if uptime() < r.pause || parent.Err() != nil {
+			break
 		}
+		ctx, cancel := context.WithTimeout(parent, noteTimeout)
+		err := c.writeNote(ctx, n)
+		cancel()
+		if err != nil {
+			n.dirty = true
+			c.pauseNotes(err)
+		}
+	}
+	r.timer = nil
+	if len(r.unwritten()) > 0 { // finished meanwhile, or it could not be written
+		c.writeLater()
 	}
 }
 
 // writeNote stores a note, unless another instance has written it meanwhile, whose
-// note is then merged.
+// note is then merged. r.mu is held, and released while it waits for the server.
 func (c *streamConsumer) writeNote(ctx context.Context, n *keptNote) error {
 	for try := 1; ; try++ {
-		began := uptime()
-		ack, err := c.rt.js.Publish(ctx, n.subject, n.encode(),
-			jetstream.WithExpectStream(repeatsStream), jetstream.WithExpectLastSequencePerSubject(n.revision),
-			jetstream.WithRetryAttempts(0))
+		ack, began, err := c.publishNote(ctx, n)
 		if err == nil {
-			n.revision, n.read, n.dirty = ack.Sequence, began, false
+			n.revision, n.read = ack.Sequence, began
 			return nil
 		}
 		api, _ := errors.AsType[*jetstream.APIError](err)
@@ -506,6 +525,17 @@ func (c *streamConsumer) writeNote(ctx context.Context, n *keptNote) error {
 			return err
 		}
 	}
+}
+
+func (c *streamConsumer) publishNote(ctx context.Context, n *keptNote) (ack *jetstream.PubAck, began time.Duration, err error) {
+	body, revision := n.encode(), n.revision
+	n.dirty = false // what is finished meanwhile makes it so again
+	c.repeats.mu.Unlock()
+	defer c.repeats.mu.Lock()
+	began = uptime()
+	ack, err = c.rt.js.Publish(ctx, n.subject, body, jetstream.WithExpectStream(repeatsStream),
+		jetstream.WithExpectLastSequencePerSubject(revision), jetstream.WithRetryAttempts(0))
+	return ack, began, err
 }
 
 // makeNotes makes the stream for notes, with as many replicas as the consumer's own.
@@ -536,13 +566,12 @@ func (c *streamConsumer) stopRepeats(ctx context.Context) {
 	r := &c.repeats
 	r.mu.Lock()
 	r.stopped = true
-	waiting := r.timer != nil
-	if waiting && r.timer.Stop() {
+	if r.timer != nil && r.timer.Stop() {
 		r.writing.Done()
 	}
 	r.mu.Unlock()
 	r.writing.Wait()
-	if waiting && ctx.Err() == nil {
+	if ctx.Err() == nil {
 		c.writeNotes(ctx)
 	}
 }
