@@ -23,6 +23,7 @@ func (r *run) connect(ctx context.Context, url string, opts []nats.Option) error
 	o.Name = r.app.cfg.name
 	o.MaxReconnect = -1
 	o.IgnoreAuthErrorAbort = true // a password that is being changed is no reason to give up
+	detectDeadLinks(&o, r.app.cfg.pingInterval)
 	for _, opt := range opts {
 		if opt == nil {
 			continue
@@ -33,7 +34,8 @@ func (r *run) connect(ctx context.Context, url string, opts []nats.Option) error
 	}
 	// A server that is not there fails the start, which may be repeated.
 	o.RetryOnFailedConnect = false
-	dialer := &startDialer{ctx: ctx, next: o.CustomDialer, net: netDialer(&o)}
+	r.link.init(&o)
+	dialer := &startDialer{ctx: ctx, next: o.CustomDialer, net: netDialer(&o), link: &r.link}
 	if o.InProcessServer == nil {
 		o.CustomDialer = dialer
 	}
@@ -123,26 +125,42 @@ type startDialer struct {
 	ctx     context.Context   //nolint:containedctx // nats.go's Dial has no context
 	next    nats.CustomDialer // the user's, or nil
 	net     *net.Dialer
+	link    *link
 	stop    func() bool // unties the connection from ctx
 	started atomic.Bool
 }
 
 func (d *startDialer) Dial(network, address string) (net.Conn, error) {
 	if d.started.Load() {
-		if d.next != nil {
-			return d.next.Dial(network, address)
-		}
-		return d.net.Dial(network, address)
+		return d.again(network, address)
 	}
 	if d.ctx.Err() != nil {
 		return nil, context.Cause(d.ctx)
 	}
 	d.detach()
 	conn, err := d.first(network, address)
-	if err == nil {
+	if err != nil {
+		return nil, err
+	}
+	if conn, err = d.link.track(conn); err == nil {
 		d.stop = context.AfterFunc(d.ctx, func() { _ = conn.Close() })
 	}
 	return conn, err
+}
+
+func (d *startDialer) again(network, address string) (conn net.Conn, err error) {
+	if d.link.isEnded() {
+		return nil, ErrStopped
+	}
+	if d.next != nil {
+		conn, err = d.next.Dial(network, address)
+	} else {
+		conn, err = d.net.Dial(network, address)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return d.link.track(conn)
 }
 
 func (d *startDialer) first(network, address string) (net.Conn, error) {

@@ -35,7 +35,9 @@ func (r HealthReport) Err() error {
 // Health checks the connection, with a round trip to the server, the embedded
 // server's streams, the stream consumers, and each module that implements
 // [HealthCheckableModule]. Give ctx a deadline: a server that does not answer is
-// waited for until then, or for 10 s.
+// waited for until then, or for 10 s. The connection's error is then that of the
+// context, and [ErrDisconnected] as soon as the App has noticed that the link is
+// dead, see [WithPingInterval].
 func (a *App) Health(ctx context.Context) HealthReport {
 	var report HealthReport
 	add := func(name string, err error) {
@@ -63,11 +65,21 @@ func (a *App) Health(ctx context.Context) HealthReport {
 	return report
 }
 
+// connectionHealth does not wait for nats.go beyond ctx: it holds its lock while it
+// writes to a dead link.
 func (r *run) connectionHealth(ctx context.Context) error {
-	if !r.nc.IsConnected() {
-		return fmt.Errorf("%w: status %v", ErrDisconnected, r.nc.Status())
+	ctx, cancel := context.WithTimeout(ctx, flushLimit)
+	defer cancel()
+	err := bounded(ctx, func(ctx context.Context) error {
+		if !r.nc.IsConnected() {
+			return fmt.Errorf("%w: status %v", ErrDisconnected, r.nc.Status())
+		}
+		return r.flush(ctx)
+	})
+	if err != nil && ctx.Err() != nil && !errors.Is(err, ErrDisconnected) {
+		return fmt.Errorf("the server does not answer: %w", err)
 	}
-	return r.flush(ctx)
+	return err
 }
 
 func moduleHealth(ctx context.Context, m HealthCheckableModule) (err error) {

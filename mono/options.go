@@ -46,6 +46,7 @@ type config struct {
 	embedded        *embedded.Config
 	logger          *slog.Logger
 	shutdownTimeout time.Duration
+	pingInterval    time.Duration
 	middleware      []Middleware
 	events          []BaseEventDefinition
 	publishWindow   int
@@ -60,6 +61,7 @@ func defaultConfig() config {
 		name:            name,
 		logger:          slog.New(warnings{slog.Default().Handler()}),
 		shutdownTimeout: defaultShutdownTimeout,
+		pingInterval:    defaultPingInterval,
 		publishWindow:   defaultPublishWindow,
 		telemetry:       messaging.Config{Version: version(), Sentinels: errorTypes},
 		deadLetters:     &dlq.Config{},
@@ -125,6 +127,19 @@ func WithLogger(l *slog.Logger) Option {
 // WithShutdownTimeout bounds the Stop that [App.Run] makes. The default is 30 s.
 func WithShutdownTimeout(d time.Duration) Option {
 	return option(func(c *config) { c.shutdownTimeout = d })
+}
+
+// WithPingInterval sets how often the App asks its server whether it is there, at
+// least 10 ms. The default is 6 s. A link that is dead without a reset, as when a
+// cable is pulled, is noticed after three intervals, or after two in which the
+// server takes nothing of what is being written; at worst after both, 30 s by
+// default. The App then connects again. [App.Health] says so, and fails earlier if
+// its context does.
+//
+// nats.PingInterval, nats.MaxPingsOutstanding and nats.FlusherTimeout, given to
+// [WithNATS], win. The connection to an embedded server has no link that could die.
+func WithPingInterval(d time.Duration) Option {
+	return option(func(c *config) { c.pingInterval = d })
 }
 
 // WithMiddleware adds middleware around handling and publishing. The first
@@ -235,6 +250,9 @@ func (c *config) validate() error {
 	}
 	if c.shutdownTimeout <= 0 {
 		bad("WithShutdownTimeout(%v): want more than 0", c.shutdownTimeout)
+	}
+	if c.pingInterval < minPingInterval {
+		bad("WithPingInterval(%v): want %v or more", c.pingInterval, minPingInterval)
 	}
 	if c.publishWindow < 1 || c.publishWindow > maxPublishWindow {
 		bad("WithPublishWindow(%d): want 1 to %d", c.publishWindow, maxPublishWindow)

@@ -56,6 +56,7 @@ func TestNew_refuses(t *testing.T) {
 		{"nil logger", []mono.Option{mono.WithLogger(nil)}, []string{"WithLogger(nil)", "slog.DiscardHandler"}},
 		{"no shutdown timeout", []mono.Option{mono.WithShutdownTimeout(0)}, []string{"WithShutdownTimeout(0s)", "more than 0"}},
 		{"negative shutdown timeout", []mono.Option{mono.WithShutdownTimeout(-time.Second)}, []string{"WithShutdownTimeout(-1s)"}},
+		{"no ping interval", []mono.Option{mono.WithPingInterval(0)}, []string{"WithPingInterval(0s)", "10ms or more"}},
 		{"no window", []mono.Option{mono.WithPublishWindow(0)}, []string{"WithPublishWindow(0)", "1 to 65536"}},
 		{"large window", []mono.Option{mono.WithPublishWindow(65537)}, []string{"WithPublishWindow(65537)"}},
 		{

@@ -33,6 +33,7 @@ type run struct {
 
 	server *embedded.Server // nil with WithNATS
 	nc     *nats.Conn
+	link   link // that nc uses, unless the server is embedded
 	js     jetstream.JetStream
 	async  *asyncPublisher
 
@@ -306,6 +307,9 @@ func (r *run) stop(ctx context.Context) error {
 	defer cancel()
 	late, cancelLate := before(ctx, 1.0/2)
 	defer cancelLate()
+	// nats.go holds its lock while it writes, so a dead link would block all the rest.
+	defer context.AfterFunc(soft, r.link.endIfStuck)()
+	defer context.AfterFunc(ctx, r.link.end)()
 	var errs []error
 	errs = append(errs, r.stopConsumers(late, soft))
 	if r.dead != nil && r.dead.bridge != nil {
@@ -432,10 +436,12 @@ func (r *run) awaitServer(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// flushLimit bounds a flush: nats.go insists on a deadline.
+const flushLimit = 10 * time.Second
+
 // flush waits until the server has read everything that was sent.
 func (r *run) flush(ctx context.Context) error {
-	const limit = 10 * time.Second // nats.go insists on a deadline
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, flushLimit)
 	defer cancel()
 	return r.nc.FlushWithContext(ctx)
 }

@@ -158,6 +158,9 @@ func (c *streamConsumer) sendWith(m *Msg, kind messaging.Settlement, body []byte
 	op := c.tel.Settle(ctx, &m.tel, kind)
 	err := send(m, body)
 	op.End(err, now, late, cause)
+	if err == nil && (kind == messaging.Ack || kind == messaging.Term) {
+		c.finished(m)
+	}
 	return err
 }
 

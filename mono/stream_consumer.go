@@ -220,6 +220,7 @@ type streamConsumer struct {
 	history history
 	prior   priorState
 	held    heldMessages
+	repeats repeats
 
 	handedBack handedBackState
 
@@ -300,6 +301,7 @@ func (c *streamConsumer) stop(soft context.Context) {
 	c.handBack(c.queue.rest())
 	c.workers.Wait()
 	c.held.stop()
+	c.stopRepeats(soft)
 	c.pull.stop()
 }
 
@@ -314,7 +316,7 @@ func (c *streamConsumer) handleBatch(batch []*Msg) {
 		c.busy.Add(-1)
 		c.pull.release(batch)
 	}()
-	rest := c.sift(batch)
+	rest := c.sift(c.withoutRepeats(batch))
 	switch {
 	case len(rest) == 0:
 	case c.work.Err() != nil: // there is no time left to begin

@@ -109,6 +109,7 @@ type Consumer struct {
 	settled, notSettled                             [settlements]count
 	extended, notExtended, captureFailures          count
 	resolved, failedAgain                           count // replays
+	repeats                                         count
 	captured                                        atomic.Pointer[[]captureCount]
 
 	own         histogramOptions     // of our histograms
@@ -173,6 +174,7 @@ func (c *Consumer) observe(o metric.Observer) {
 	}
 	c.extended.observe(o, i.settlements, false, own, extendedAttrs...)
 	c.notExtended.observe(o, i.settlements, false, own, notExtendedAttrs...)
+	c.repeats.observe(o, i.repeats, false, own)
 	c.observeCaptures(o)
 	c.observeState(o)
 }
@@ -425,6 +427,9 @@ func (c *Consumer) remember(d *Delivery) {
 		c.t.attempts.remember(attemptKey{c, d.Sequence}, d.span.SpanContext())
 	}
 }
+
+// Repeated counts a message that is not handled: the server has sourced it again.
+func (c *Consumer) Repeated() { c.repeats.n.Add(1) }
 
 // Extended counts an in-progress, sent or not because of err.
 func (c *Consumer) Extended(err error) {

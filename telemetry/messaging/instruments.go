@@ -27,6 +27,7 @@ type instruments struct {
 	redeliveries   metric.Int64ObservableCounter
 	late           metric.Int64ObservableCounter
 	unsettled      metric.Int64ObservableCounter
+	repeats        metric.Int64ObservableCounter
 	traceContext   metric.Int64ObservableCounter
 	active         metric.Int64ObservableUpDownCounter
 	publishPending metric.Int64ObservableUpDownCounter
@@ -89,6 +90,7 @@ func (i *instruments) make(m metric.Meter, observe metric.Callback) error {
 	i.redeliveries = counter(metricRedeliveries)
 	i.late = counter(metricLate)
 	i.unsettled = counter(metricUnsettled)
+	i.repeats = counter(metricRepeats)
 	i.traceContext = counter(metricTraceContext)
 	i.active = upDown(metricActive)
 	i.publishPending = upDown(metricPublishPending)

@@ -509,6 +509,7 @@ func TestMetrics_areAsDocumented(t *testing.T) {
 			c.Return(ctx, &d, err)
 		}
 		c.Extended(err)
+		c.Repeated()
 	}
 	d := Delivery{Attempt: 2, Stored: time.Now().UnixNano()}
 	c.Return(c.Start(t.Context(), &d, &Message{}, time.Now()), &d, nil)

@@ -189,6 +189,12 @@ var (
 		Description: "Messages that a handler left unsettled when it returned nil. They come back after their AckWait.",
 		Attributes:  []attribute.Key{keyTemplate, keyConsumerGroup},
 	}
+	metricRepeats = Metric{
+		Name: "mono.repeats", Kind: Counter, Unit: unitMessage,
+		Description: "Messages that were not handled, since the server had sourced them a second time and the consumer had finished the first. " +
+			"They are acked, and counted as such, too.",
+		Attributes: []attribute.Key{keyTemplate, keyConsumerGroup},
+	}
 	metricPublishPending = Metric{
 		Name: "mono.publish.pending", Kind: UpDownCounter, Unit: unitMessage,
 		Description: "Asynchronous durable publishes that wait for their acknowledgement.",
@@ -265,7 +271,7 @@ func Metrics() []Metric {
 	return slices.Clone([]Metric{
 		metricOperationDuration, metricProcessDuration, metricSent, metricConsumed,
 		metricSettlements, metricRedeliveries, metricAttempts, metricQueueDuration, metricEndToEnd,
-		metricActive, metricLate, metricUnsettled, metricPublishPending, metricTraceContext,
+		metricActive, metricLate, metricUnsettled, metricRepeats, metricPublishPending, metricTraceContext,
 		metricCaptured, metricCaptureFailures, metricReplayed, metricDeadLettersOpen, metricDeadLettersOldestAge,
 		metricConsumerPending, metricAckPending, metricAckPendingLimit, metricWaiting, metricOldestAge,
 	})
