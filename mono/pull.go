@@ -28,10 +28,13 @@ import (
 // and a consumer that is gone.
 type puller struct {
 	c       *streamConsumer
-	least   int // bounds of capacity
+	durable string // whose messages it asks for: the consumer's, or that of its replays
+	names   string // of stream and durable, see ackReply
+	least   int    // bounds of capacity
 	most    int
 	subject string // pull requests are published here
 	inbox   string // and answered here
+	lost    func() // called by run when the server does not know the durable
 
 	expires   time.Duration // a request's life at the server
 	heartbeat time.Duration // how often the server says that it knows the request
@@ -72,8 +75,10 @@ const (
 	slowPull  = time.Second
 )
 
-func (p *puller) init(c *streamConsumer) {
-	p.c = c
+func (p *puller) init(c *streamConsumer, durable string) {
+	p.c, p.durable = c, durable
+	p.names = c.info.Stream + "." + durable + "."
+	p.lost = p.recreate
 	p.least = max(minCapacity, pullAhead*c.cfg.Concurrency*c.cfg.Fetch.BatchSize)
 	p.most = max(maxCapacity, p.least)
 	p.capacity = p.least
@@ -92,7 +97,7 @@ func (p *puller) init(c *streamConsumer) {
 
 func (p *puller) start() error {
 	nc := p.c.rt.nc
-	p.subject = "$JS.API.CONSUMER.MSG.NEXT." + p.c.info.Stream + "." + p.c.info.Durable
+	p.subject = "$JS.API.CONSUMER.MSG.NEXT." + p.c.info.Stream + "." + p.durable
 	p.inbox = nc.NewInbox()
 	sub, err := nc.Subscribe(p.inbox, p.receive)
 	if err != nil {
@@ -117,7 +122,7 @@ func (p *puller) receive(nm *nats.Msg) {
 		p.notice(nm.Header.Get("Status"), nm.Header)
 		return
 	}
-	m, ok := p.c.toMsg(nm)
+	m, ok := p.c.toMsg(p, nm)
 	if !ok {
 		return // not an answer to our request: somebody knows the inbox
 	}
@@ -350,7 +355,7 @@ func (p *puller) run() {
 		case <-refused.C:
 			p.pull()
 		case <-p.gone:
-			p.recreate()
+			p.lost()
 		}
 	}
 }

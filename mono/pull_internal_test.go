@@ -12,7 +12,7 @@ func TestPuller_adapt(t *testing.T) {
 	setup := func(batch, concurrency int) *puller {
 		cfg := StreamConsumerConfig{Fetch: FetchConfig{BatchSize: batch}, Concurrency: concurrency}.withDefaults()
 		p := &puller{}
-		p.init(&streamConsumer{cfg: &cfg})
+		p.init(&streamConsumer{cfg: &cfg}, "d")
 		return p
 	}
 	after := func(p *puller, n int, pace time.Duration) int {

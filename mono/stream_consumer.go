@@ -201,8 +201,6 @@ type streamConsumer struct {
 	handle HandleFunc
 	work   context.Context //nolint:containedctx // ends when Stop runs out of time
 
-	names string // of stream and consumer, see ackReply
-
 	created atomic.Pointer[time.Time] // when the stream was made
 	pasts   pasts
 
@@ -223,7 +221,6 @@ func newStreamConsumer(rt *run, r *streamRegistration, mw []Middleware) *streamC
 		retry:  r.cfg.Retry,
 		tel:    rt.tel.Consumer(messaging.Route{Template: r.info.Event.Subject, Group: r.info.Durable, Stream: r.info.Stream}),
 		work:   messaging.Bare(rt.work),
-		names:  r.info.Stream + "." + r.info.Durable + ".",
 	}
 	rt.topologyMu.Lock() // a publish may find that a stream is gone, and have it made again
 	created := rt.created[r.info.Stream]
@@ -233,7 +230,7 @@ func newStreamConsumer(rt *run, r *streamRegistration, mw []Middleware) *streamC
 		c.tel.CaptureDeadLetters(deadLetterReasons())
 	}
 	c.handle = chainHandle(mw, r.info, HandleFunc(r.handler))
-	c.pull.init(c)
+	c.pull.init(c, r.info.Durable)
 	c.queue.init()
 	return c
 }
@@ -465,10 +462,10 @@ func (l *logLimiter) allow(level slog.Level, now time.Time) (left uint64, ok boo
 	return s.left.Swap(0), true
 }
 
-// toMsg makes a delivery of what has arrived, if it is one of this consumer.
-func (c *streamConsumer) toMsg(nm *nats.Msg) (*Msg, bool) {
+// toMsg makes a delivery of what has arrived, if it is one of the puller's durable.
+func (c *streamConsumer) toMsg(p *puller, nm *nats.Msg) (*Msg, bool) {
 	var at ackReply
-	if !at.read(nm.Reply, c.names) {
+	if !at.read(nm.Reply, p.names) {
 		return nil, false
 	}
 	both := &struct { // one allocation
