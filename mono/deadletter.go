@@ -96,6 +96,7 @@ func (r *run) bridgeConfig(stream string) dlq.BridgeConfig {
 	ours := make(map[[2]string]bool, len(r.streamRegs))
 	for _, reg := range r.streamRegs {
 		ours[[2]string{reg.info.Stream, reg.info.Durable}] = true
+		ours[[2]string{reg.info.Stream, dlq.ReplayConsumer(reg.info.Durable)}] = true
 	}
 	tel := r.tel.Consumer(messaging.Route{Template: messaging.TemplateUnmatched, Group: messaging.GroupExternal})
 	tel.CaptureDeadLetters([]string{string(dlq.ReasonExternalMaxDeliver), string(dlq.ReasonExternalTerminated), string(dlq.ReasonExpired)})
@@ -201,7 +202,7 @@ func (p *pasts) failed(m *Msg) {
 // replay to be stored, and those whose every attempt ended without an outcome, as
 // when the handler brings the process down.
 func (c *streamConsumer) sift(batch []*Msg) []*Msg {
-	if c.rt.dead == nil || !slices.ContainsFunc(batch, func(m *Msg) bool { return m.attempt() > 1 }) {
+	if c.rt.dead == nil || !slices.ContainsFunc(batch, func(m *Msg) bool { return m.attempt() > 1 || c.maybeSettled(m) }) {
 		return batch
 	}
 	rest := make([]*Msg, 0, len(batch))
@@ -219,6 +220,9 @@ func (c *streamConsumer) sift(batch []*Msg) []*Msg {
 // condemned returns the verdict on a message that has just arrived, or nil.
 func (c *streamConsumer) condemned(m *Msg) *verdict {
 	if m.attempt() <= 1 {
+		if c.maybeSettled(m) {
+			return c.before(m)
+		}
 		return nil
 	}
 	known := c.pasts.of(m)

@@ -52,7 +52,7 @@ func (a *App) Health(ctx context.Context) HealthReport {
 		add("embedded server", r.server.Health())
 	}
 	for _, c := range r.streams {
-		add(fmt.Sprintf("stream consumer %q", c.info.Durable), c.pull.health())
+		add(fmt.Sprintf("stream consumer %q", c.info.Durable), c.health())
 	}
 	for _, m := range r.modules {
 		if h, ok := m.(HealthCheckableModule); ok {

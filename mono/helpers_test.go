@@ -198,11 +198,16 @@ func consumerInfo(t *testing.T, app *mono.App, stream, durable string) *jetstrea
 	return c.CachedInfo()
 }
 
-// settled waits until nothing is left to be done for a consumer.
+// settled waits until nothing is left to be done for a consumer, replays included.
 func settled(t *testing.T, app *mono.App, stream, durable string) {
 	t.Helper()
+	js := jetStream(t, app)
 	eventually(t, func() bool {
 		info := consumerInfo(t, app, stream, durable)
+		if c, err := js.Consumer(within(t), stream, durable+"_replay"); err == nil {
+			info.NumPending += c.CachedInfo().NumPending
+			info.NumAckPending += c.CachedInfo().NumAckPending
+		}
 		return info.NumPending == 0 && info.NumAckPending == 0
 	}, fmt.Sprintf("consumer %q settles everything", durable))
 }

@@ -201,7 +201,7 @@ func (c *streamConsumer) inProgress(m *Msg) error {
 }
 
 func (c *streamConsumer) reply(m *Msg, body []byte) error {
-	c.last.Store(m.delivery)
+	c.lastOf(m).Store(m.delivery)
 	return c.rt.nc.Publish(m.reply, body)
 }
 
@@ -209,7 +209,10 @@ func (c *streamConsumer) reply(m *Msg, body []byte) error {
 // It takes them one after another from a queue of its own, which is gone when an
 // embedded server stops: so the last one is followed by a request.
 func (c *streamConsumer) awaitServer(ctx context.Context) error {
-	d := c.last.Load()
+	return errors.Join(c.awaitServerOf(ctx, c.last.Load()), c.awaitServerOf(ctx, c.replays.last.Load()))
+}
+
+func (c *streamConsumer) awaitServerOf(ctx context.Context, d *delivery) error {
 	if d == nil {
 		return nil
 	}

@@ -209,7 +209,8 @@ type streamConsumer struct {
 	limiter logLimiter
 	last    atomic.Pointer[delivery] // that something was sent for
 
-	pull puller
+	pull    puller
+	replays replayIntake
 }
 
 func newStreamConsumer(rt *run, r *streamRegistration, mw []Middleware) *streamConsumer {
@@ -255,7 +256,13 @@ func (c *streamConsumer) runWorker() {
 }
 
 // start begins to fetch. Messages wait in the queue until startWorkers.
-func (c *streamConsumer) start() error { return c.pull.start() }
+func (c *streamConsumer) start() error {
+	if err := c.pull.start(); err != nil {
+		return err
+	}
+	c.startReplays()
+	return nil
+}
 
 func (c *streamConsumer) startWorkers() {
 	for range c.cfg.Concurrency {
@@ -267,6 +274,7 @@ func (c *streamConsumer) startWorkers() {
 // When soft ends, no handler is started any more, as the caller then cancels
 // c.work.
 func (c *streamConsumer) stop(soft context.Context) {
+	c.replays.stopIntake(soft)
 	c.pull.stopIntake(soft)
 	c.queue.end()
 	c.workers.Wait()
@@ -275,6 +283,7 @@ func (c *streamConsumer) stop(soft context.Context) {
 		_ = c.finish(left[0], settlement{kind: settleError, err: ErrStopped})
 	}
 	c.pull.stop()
+	c.replays.stop()
 }
 
 // errGoexit is the error of a handler that called runtime.Goexit, as the Fatal
@@ -283,7 +292,7 @@ var errGoexit = errors.New("handler ended its goroutine")
 
 // handleBatch runs the handler and settles what it left.
 func (c *streamConsumer) handleBatch(batch []*Msg) {
-	defer c.pull.release(batch)
+	defer c.release(batch)
 	if batch = c.sift(batch); len(batch) == 0 {
 		return
 	}
