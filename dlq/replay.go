@@ -26,11 +26,19 @@ const (
 // ReplayHeaderPrefix is what the headers above begin with.
 const ReplayHeaderPrefix = "Dlq-Replay-"
 
-const replayPrefix = "monotel.replay."
+const (
+	replayPrefix = "monotel.replays."
+	// oldReplayPrefix is that of earlier versions, which replayed through a second
+	// filter of the consumer's own durable.
+	oldReplayPrefix = "monotel.replay."
 
-// ReplaySubjects is where the messages that are replayed to one consumer go, and
-// nobody else looks. It is a subject of the consumer's stream, and one of the
-// consumer's filters, from the first replay on.
+	replayConsumerSuffix = "_replay"
+	wakePrefix           = "monotel.wake."
+)
+
+// ReplaySubjects are the subjects of the messages that are replayed to one
+// consumer. The consumer's stream has them from the first replay on, and the durable
+// [ReplayConsumer] filters them.
 func ReplaySubjects(stream, consumer string) string {
 	return replayPrefix + token(stream) + "." + token(consumer) + ".>"
 }
@@ -41,8 +49,35 @@ func ReplaySubject(stream, consumer, id, operation string) string {
 	return replayPrefix + token(stream) + "." + token(consumer) + "." + token(id) + "." + token(operation)
 }
 
-// IsReplaySubject reports whether a subject is for replays, of whichever consumer.
-func IsReplaySubject(subject string) bool { return strings.HasPrefix(subject, replayPrefix) }
+// OldReplaySubjects are the subjects that earlier versions replay to. There the
+// consumer's own durable filters them, beside its event.
+func OldReplaySubjects(stream, consumer string) string {
+	return oldReplayPrefix + token(stream) + "." + token(consumer) + ".>"
+}
+
+// OldReplaySubject is the [ReplaySubject] of earlier versions.
+func OldReplaySubject(stream, consumer, id, operation string) string {
+	return oldReplayPrefix + token(stream) + "." + token(consumer) + "." + token(id) + "." + token(operation)
+}
+
+// IsReplaySubject reports whether a subject is for replays, of any consumer and any
+// version.
+func IsReplaySubject(subject string) bool {
+	return strings.HasPrefix(subject, replayPrefix) || strings.HasPrefix(subject, oldReplayPrefix)
+}
+
+// ReplayConsumer is the name of the durable that gets what is replayed to a
+// consumer.
+func ReplayConsumer(consumer string) string { return consumer + replayConsumerSuffix }
+
+// WakeSubjects are the subjects of all wake-ups, see [WakeSubject].
+const WakeSubjects = wakePrefix + "*.*"
+
+// WakeSubject is where a running App is told that the durable for a consumer's
+// replays was made. The message has no payload, and no stream stores it.
+func WakeSubject(stream, consumer string) string {
+	return wakePrefix + token(stream) + "." + token(consumer)
+}
 
 // A Replay is what a replayed message says of itself.
 type Replay struct {
@@ -52,6 +87,7 @@ type Replay struct {
 	Operation string
 	Claim     uint64 // sequence of the claim, 0 if it is not known
 	Count     int
+	Old       bool // it came on the subject of an earlier version
 }
 
 // ParseReplay reports whether a message that a consumer of a stream got is a
@@ -59,9 +95,13 @@ type Replay struct {
 // where to look: [Store.Outcome] and [Store.Settled] believe the dead letter's own
 // history.
 func ParseReplay(stream, consumer, subject string, h nats.Header) (Replay, bool) {
+	old := false
 	rest, ok := strings.CutPrefix(subject, replayPrefix)
 	if !ok {
-		return Replay{}, false
+		rest, old = strings.CutPrefix(subject, oldReplayPrefix)
+		if !old {
+			return Replay{}, false
+		}
 	}
 	rest, ok = strings.CutPrefix(rest, token(stream)+"."+token(consumer)+".")
 	if !ok {
@@ -71,7 +111,7 @@ func ParseReplay(stream, consumer, subject string, h nats.Header) (Replay, bool)
 	if id != token(id) || operation != token(operation) { // a wildcard would find other dead letters
 		return Replay{}, false
 	}
-	r := Replay{Stream: oneLine(first(h, HeaderReplayStream)), ID: id, Operation: operation}
+	r := Replay{Stream: oneLine(first(h, HeaderReplayStream)), ID: id, Operation: operation, Old: old}
 	_ = numberInto(&r.Claim, first(h, HeaderReplayClaim))
 	_ = sizeInto(&r.Count, first(h, HeaderReplayCount))
 	r.Subject = subjectPrefix + r.Stream + "." + token(stream) + "." + token(consumer) + "." + id

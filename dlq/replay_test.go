@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
@@ -17,7 +18,7 @@ import (
 func TestParseReplay(t *testing.T) {
 	t.Parallel()
 
-	const good = "monotel.replay.orders.billing.abc.op1"
+	const good, old = "monotel.replays.orders.billing.abc.op1", "monotel.replay.orders.billing.abc.op1"
 	header := nats.Header{
 		dlq.HeaderReplayStream: {"DLQ"}, dlq.HeaderReplayClaim: {"17"}, dlq.HeaderReplayCount: {"2"},
 		dlq.HeaderReplayOf: {"other"}, dlq.HeaderReplayOperation: {"other"}, // the subject decides
@@ -30,6 +31,10 @@ func TestParseReplay(t *testing.T) {
 		want    dlq.Replay // zero: it is none
 	}{
 		{name: "good", subject: good, header: header, want: want},
+		{name: "of an earlier version", subject: old, header: header, want: dlq.Replay{
+			Stream: "DLQ", Subject: want.Subject, ID: "abc", Operation: "op1", Claim: 17, Count: 2, Old: true,
+		}},
+		{name: "of a later version", subject: "monotel.replays2.orders.billing.abc.op1", header: header},
 		{name: "without headers", subject: good, want: dlq.Replay{Subject: "monotel.dlq..orders.billing.abc", ID: "abc", Operation: "op1"}},
 		{name: "headers that are none", subject: good, header: nats.Header{
 			dlq.HeaderReplayStream: {"DLQ"}, dlq.HeaderReplayClaim: {"99999999999999999999"}, dlq.HeaderReplayCount: {"-1"},
@@ -41,15 +46,15 @@ func TestParseReplay(t *testing.T) {
 			Stream: "D  LQ", Subject: "monotel.dlq.D  LQ.orders.billing.abc", ID: "abc", Operation: "op1",
 		}},
 		{name: "an event's subject", subject: "orders.created.v1", header: header},
-		{name: "another stream", subject: "monotel.replay.orders2.billing.abc.op1", header: header},
-		{name: "another consumer", subject: "monotel.replay.orders.billing2.abc.op1", header: header},
-		{name: "no operation", subject: "monotel.replay.orders.billing.abc", header: header},
-		{name: "empty operation", subject: "monotel.replay.orders.billing.abc.", header: header},
-		{name: "empty ID", subject: "monotel.replay.orders.billing..op1", header: header},
-		{name: "nothing of it", subject: "monotel.replay.orders.billing.", header: header},
+		{name: "another stream", subject: "monotel.replays.orders2.billing.abc.op1", header: header},
+		{name: "another consumer", subject: "monotel.replays.orders.billing2.abc.op1", header: header},
+		{name: "no operation", subject: "monotel.replays.orders.billing.abc", header: header},
+		{name: "empty operation", subject: "monotel.replays.orders.billing.abc.", header: header},
+		{name: "empty ID", subject: "monotel.replays.orders.billing..op1", header: header},
+		{name: "nothing of it", subject: "monotel.replays.orders.billing.", header: header},
 		{name: "more tokens", subject: good + ".more", header: header},
-		{name: "wildcard for an ID", subject: "monotel.replay.orders.billing.*.op1", header: header},
-		{name: "wildcard for an operation", subject: "monotel.replay.orders.billing.abc.>", header: header},
+		{name: "wildcard for an ID", subject: "monotel.replays.orders.billing.*.op1", header: header},
+		{name: "wildcard for an operation", subject: "monotel.replays.orders.billing.abc.>", header: header},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -73,9 +78,43 @@ func TestParseReplay(t *testing.T) {
 	})
 }
 
+// Names that other versions, and operators' permissions, rely on.
+func TestWireNames_replays(t *testing.T) {
+	t.Parallel()
+	main := jetstream.ConsumerConfig{Durable: "billing", AckWait: time.Minute, MaxAckPending: 7, Replicas: 3, MemoryStorage: true, MaxWaiting: 9}
+	cfg := dlq.ReplayConsumerConfig("orders", main)
+	for want, got := range map[string]string{
+		"monotel.replays.orders.billing.>":            dlq.ReplaySubjects("orders", "billing"),
+		"monotel.replays.orders.billing.abc.op1":      dlq.ReplaySubject("orders", "billing", "abc", "op1"),
+		"monotel.replay.orders.billing.>":             dlq.OldReplaySubjects("orders", "billing"),
+		"monotel.replay.orders.billing.abc.op1":       dlq.OldReplaySubject("orders", "billing", "abc", "op1"),
+		"monotel.wake.orders.billing":                 dlq.WakeSubject("orders", "billing"),
+		"monotel.wake.*.*":                            dlq.WakeSubjects,
+		"monotel.spare.orders":                        dlq.SpareSubject("orders"),
+		"billing_replay":                              cfg.Durable,
+		"Replays of dead letters to consumer billing": cfg.Description,
+	} {
+		if got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	want := jetstream.ConsumerConfig{
+		Name: "billing_replay", Durable: "billing_replay", Description: cfg.Description, FilterSubject: "monotel.replays.orders.billing.>",
+		AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Minute, MaxDeliver: -1, MaxAckPending: 7, Replicas: 3, MemoryStorage: true, MaxWaiting: 9,
+		Metadata: map[string]string{"monotel.replay_of": "billing"},
+	}
+	if diff := cmp.Diff(want, cfg); diff != "" {
+		t.Errorf("the durable for replays (-want +got):\n%s", diff)
+	}
+	if of, ok := dlq.IsReplayConsumer("orders", cfg); of != "billing" || !ok {
+		t.Errorf("it is of %q, %v", of, ok)
+	}
+}
+
 func FuzzParseReplay(f *testing.F) {
 	f.Add("orders", "billing", "monotel.replay.orders.billing.abc.op1", "DLQ", "17", "1")
-	f.Add("orders", "billing", "monotel.replay.orders.billing.*.>", "*", "-1", "99999999999999999999")
+	f.Add("orders", "billing", "monotel.replays.orders.billing.abc.op1", "DLQ", "17", "1")
+	f.Add("orders", "billing", "monotel.replays.orders.billing.*.>", "*", "-1", "99999999999999999999")
 	f.Add("", "a.b", "monotel.replay._.a_b.\x00.\xff", "\r\n", "", " ")
 	f.Fuzz(func(t *testing.T, stream, consumer, subject, dead, claim, count string) {
 		got, ok := dlq.ParseReplay(stream, consumer, subject, nats.Header{
@@ -87,7 +126,11 @@ func FuzzParseReplay(f *testing.F) {
 			}
 			return
 		}
-		if again := dlq.ReplaySubject(stream, consumer, got.ID, got.Operation); again != subject {
+		again := dlq.ReplaySubject(stream, consumer, got.ID, got.Operation)
+		if got.Old {
+			again = dlq.OldReplaySubject(stream, consumer, got.ID, got.Operation)
+		}
+		if again != subject {
 			t.Errorf("%q is parsed as %q", subject, again)
 		}
 		for _, part := range []string{got.ID, got.Operation} {

@@ -88,6 +88,7 @@ func (r *run) bridgeConfig(stream string) dlq.BridgeConfig {
 	ours := make(map[[2]string]bool, len(r.streamRegs))
 	for _, reg := range r.streamRegs {
 		ours[[2]string{reg.info.Stream, reg.info.Durable}] = true
+		ours[[2]string{reg.info.Stream, dlq.ReplayConsumer(reg.info.Durable)}] = true
 	}
 	tel := r.tel.Consumer(messaging.Route{Template: messaging.TemplateUnmatched, Group: messaging.GroupExternal})
 	tel.CaptureDeadLetters([]string{string(dlq.ReasonExternalMaxDeliver), string(dlq.ReasonExternalTerminated), string(dlq.ReasonExpired)})

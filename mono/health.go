@@ -54,7 +54,7 @@ func (a *App) Health(ctx context.Context) HealthReport {
 		add("embedded server", r.server.Health())
 	}
 	for _, c := range r.streams {
-		add(fmt.Sprintf("stream consumer %q", c.info.Durable), errors.Join(c.pull.health(), c.held.health()))
+		add(fmt.Sprintf("stream consumer %q", c.info.Durable), errors.Join(c.health(), c.held.health()))
 	}
 	for _, m := range r.modules {
 		if h, ok := m.(HealthCheckableModule); ok {

@@ -198,17 +198,17 @@ func consumerInfo(t *testing.T, app *mono.App, stream, durable string) *jetstrea
 	return c.CachedInfo()
 }
 
-// settled waits until nothing is left to be done for a consumer. The server learns a
-// little later than the publisher that a message is pending, so the last one stored
-// must have been delivered as well.
+// settled waits until nothing is left to be done for a consumer, replays included. The
+// server learns a little later than the publisher that a message is pending, so the last
+// one stored must have been delivered as well.
 func settled(t *testing.T, app *mono.App, stream, durable string) {
 	t.Helper()
-	s, err := jetStream(t, app).Stream(within(t), stream)
+	js := jetStream(t, app)
+	s, err := js.Stream(within(t), stream)
 	if err != nil {
 		t.Fatalf("stream %q: %v", stream, err)
 	}
-	eventually(t, func() bool {
-		info := consumerInfo(t, app, stream, durable)
+	done := func(info *jetstream.ConsumerInfo) bool {
 		if info.NumPending != 0 || info.NumAckPending != 0 {
 			return false
 		}
@@ -221,6 +221,10 @@ func settled(t *testing.T, app *mono.App, stream, durable string) {
 			}
 		}
 		return true
+	}
+	eventually(t, func() bool {
+		replays, err := js.Consumer(within(t), stream, durable+"_replay")
+		return done(consumerInfo(t, app, stream, durable)) && (err != nil || done(replays.CachedInfo()))
 	}, fmt.Sprintf("consumer %q settles everything", durable))
 }
 

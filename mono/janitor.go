@@ -15,8 +15,8 @@ const janitorInterval = 30 * time.Second
 
 // A janitor looks after the streams while an App with stream consumers runs.
 //
-// It makes the topology right again when something else changed it. And it
-// empties fan-out streams of what every target has copied: those are limits
+// It makes the topology right again when something else changed it, and looks
+// for what is replayed to consumers, see replayIntake. And it empties fan-out streams of what every target has copied: those are limits
 // streams that refuse new messages when full, so that nothing is lost on the
 // way, and would fill up without it.
 type janitor struct {
@@ -44,10 +44,18 @@ func (j *janitor) stop() {
 func (j *janitor) run(ctx context.Context) {
 	tick := time.NewTicker(janitorInterval)
 	defer tick.Stop()
+	wake := j.r.replays.wake
+	var rested <-chan time.Time // wake-ups are not looked at before
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-wake:
+			wake, rested = nil, time.After(j.r.lookAtWoken(ctx))
+			continue
+		case <-rested:
+			wake, rested = j.r.replays.wake, nil
+			continue
 		case <-tick.C:
 		}
 		if !j.r.nc.IsConnected() {
@@ -65,6 +73,10 @@ func (j *janitor) sweep(ctx context.Context) error {
 	if err := j.arrange(ctx); err != nil {
 		return err
 	}
+	return errors.Join(j.r.sweepReplays(ctx), j.purgeFanOuts(ctx))
+}
+
+func (j *janitor) purgeFanOuts(ctx context.Context) error {
 	t := j.r.topology.Load()
 	if len(t.fanOuts) == 0 {
 		return nil

@@ -54,8 +54,7 @@ func TestOpen_gauges(t *testing.T) {
 	h.fixed.Store(true)
 	r.claim(t, all[2], "op")
 	check(3) // until it is handled
-	r.addSubject(t, "orders", "billing")
-	r.addFilter(t, "orders", "billing")
+	r.open(t, "orders", "billing")
 	r.send(t, r.message(all[2], "op", nil))
 	eventually(t, func() bool { return r.entries(t)[2].State == dlq.StateResolved }, "it is resolved")
 	check(2)

@@ -52,7 +52,8 @@ type config struct {
 	publishWindow   int
 	updateStreams   bool
 	telemetry       messaging.Config
-	deadLetters     *dlq.Config // nil: none
+	deadLetters     *dlq.Config   // nil: none
+	replayGrace     time.Duration // see oldReplayGrace
 }
 
 func defaultConfig() config {
@@ -65,6 +66,7 @@ func defaultConfig() config {
 		publishWindow:   defaultPublishWindow,
 		telemetry:       messaging.Config{Version: version(), Sentinels: errorTypes},
 		deadLetters:     &dlq.Config{},
+		replayGrace:     oldReplayGrace,
 	}
 }
 

@@ -69,7 +69,7 @@ func (c *streamConsumer) mayBeDecided(m *Msg) bool {
 	case m.attempt() > 1:
 		return true
 	case m.replay != nil:
-		return m.sequence() <= p.replays.Load()
+		return m.sequence() <= p.replays.Load() || c.maybeSettled(m)
 	case m.sequence() > p.events.Load():
 		return false
 	}

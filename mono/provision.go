@@ -14,6 +14,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/dlq"
 )
 
 const (
@@ -143,6 +145,7 @@ func (r *run) arrangeStreams(ctx context.Context, updates bool) error {
 		if err != nil {
 			return fmt.Errorf("list streams: %w", jetStreamError(err))
 		}
+		r.noteSubjects(have)
 		t, err := planTopology(r.app.registry.GetAllEvents(), r.streamRegs, have, updates)
 		if err != nil {
 			return err
@@ -225,13 +228,16 @@ func (r *run) change(ctx context.Context, c streamChange) error {
 // existing one up to date, which its position survives.
 func (r *run) provisionConsumer(ctx context.Context, stream jetstream.Stream, reg *streamRegistration) error {
 	want := reg.serverConfig()
-	if covers(stream.CachedInfo().Config.Subjects, reg.replaySubjects()) { // somebody has replayed
-		want.FilterSubject, want.FilterSubjects = "", []string{reg.info.Event.Subject, reg.replaySubjects()}
-	}
 	cons, err := stream.Consumer(ctx, want.Durable)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		_, err = stream.CreateConsumer(ctx, want)
-		return err
+		if err := r.keepOldReplays(ctx, stream, &want); err != nil {
+			return err
+		}
+		if cons, err = stream.CreateConsumer(ctx, want); err != nil {
+			return err
+		}
+		r.provisionReplays(ctx, stream, reg, cons.CachedInfo().Config)
+		return nil
 	}
 	if errors.Is(err, jetstream.ErrNotPullConsumer) {
 		return fmt.Errorf("%w: it exists as a push consumer; set Consumer.Durable to another name", ErrStreamConflict)
@@ -241,8 +247,8 @@ func (r *run) provisionConsumer(ctx context.Context, stream jetstream.Stream, re
 	}
 	have := cons.CachedInfo().Config
 	filters := filtersOf(have)
-	replayed := slices.Contains(filters, reg.replaySubjects())
-	if own := without(filters, reg.replaySubjects()); !slices.Equal(own, []string{reg.info.Event.Subject}) {
+	old := dlq.OldReplaySubjects(reg.info.Stream, reg.info.Durable)
+	if own := without(filters, old); !slices.Equal(own, []string{reg.info.Event.Subject}) {
 		return fmt.Errorf("%w: it exists with filter subject %q, not %q; set Consumer.Durable to another name, or delete it to lose its position",
 			ErrStreamConflict, strings.Join(filters, ", "), reg.info.Event.Subject)
 	}
@@ -250,19 +256,17 @@ func (r *run) provisionConsumer(ctx context.Context, stream jetstream.Stream, re
 		return fmt.Errorf("%w: it exists with ack policy %v, and each message must be acked by itself; set Consumer.Durable to another name",
 			ErrStreamConflict, have.AckPolicy)
 	}
-	if replayed {
+	if have.FilterSubject == "" { // with that of earlier versions for replays, see migrateReplays
 		want.FilterSubject, want.FilterSubjects = "", have.FilterSubjects
-	} else if len(want.FilterSubjects) > 0 {
-		have.FilterSubject = ""
 	}
 	merged, changed := mergeConsumer(have, want)
-	if !changed {
-		return nil
+	if changed {
+		if cons, err = stream.UpdateConsumer(ctx, merged); err != nil {
+			return err
+		}
+		r.log.LogAttrs(r.base, slog.LevelInfo, "consumer changed", consumerAttrs(reg.info)...)
 	}
-	if _, err = stream.UpdateConsumer(ctx, merged); err != nil {
-		return err
-	}
-	r.log.LogAttrs(r.base, slog.LevelInfo, "consumer changed", consumerAttrs(reg.info)...)
+	r.provisionReplays(ctx, stream, reg, cons.CachedInfo().Config)
 	return nil
 }
 
@@ -345,6 +349,7 @@ func (r *run) noteStream(name string, created time.Time) {
 			c.created.Store(&created)
 			c.pull.forget()
 			c.held.forget()
+			c.replays.forget()
 		}
 	}
 }

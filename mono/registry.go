@@ -11,8 +11,6 @@ import (
 	"sync"
 
 	"github.com/nats-io/nats.go/jetstream"
-
-	"github.com/monotel/monotel/dlq"
 )
 
 // An EventConsumerHandler handles one core event. Its error, or panic, is
@@ -91,12 +89,6 @@ func (r *streamRegistration) serverConfig() ConsumerConfig {
 	c.AckPolicy = jetstream.AckExplicitPolicy
 	c.FilterSubject = r.info.Event.Subject
 	return c
-}
-
-// replaySubjects is where dead letters are replayed to the consumer. Its stream
-// has that subject, and the consumer that filter, from the first replay on.
-func (r *streamRegistration) replaySubjects() string {
-	return dlq.ReplaySubjects(r.info.Stream, r.info.Durable)
 }
 
 type registry struct {

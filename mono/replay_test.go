@@ -102,7 +102,7 @@ func (r *replayer) claim(t *testing.T, e *dlq.Entry, operation string) {
 	}
 }
 
-// addSubject is the first half of what the first replay does.
+// addSubject is the first step of what the first replay does.
 func (r *replayer) addSubject(t *testing.T, stream, durable string) {
 	t.Helper()
 	s, err := r.js.Stream(within(t), stream)
@@ -113,27 +113,39 @@ func (r *replayer) addSubject(t *testing.T, stream, durable string) {
 	if slices.Contains(cfg.Subjects, dlq.ReplaySubjects(stream, durable)) {
 		return
 	}
-	cfg.Subjects = append(cfg.Subjects, dlq.ReplaySubjects(stream, durable))
+	cfg.Subjects = dlq.WithReplaySubjects(cfg, durable)
 	if _, err := r.js.UpdateStream(within(t), cfg); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// addFilter is the second half.
-func (r *replayer) addFilter(t *testing.T, stream, durable string) {
+// addDurable is the second step.
+func (r *replayer) addDurable(t *testing.T, stream, durable string) {
 	t.Helper()
-	c, err := r.js.Consumer(within(t), stream, durable)
+	s := mustStream(t, r.js, stream)
+	c, err := s.Consumer(within(t), durable)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := c.CachedInfo().Config
-	if cfg.FilterSubject == "" {
-		return
-	}
-	cfg.FilterSubjects, cfg.FilterSubject = []string{cfg.FilterSubject, dlq.ReplaySubjects(stream, durable)}, ""
-	if _, err := r.js.UpdateConsumer(within(t), stream, cfg); err != nil {
+	if _, err := dlq.EnsureReplayConsumer(within(t), s, c.CachedInfo().Config); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// wake is the third step.
+func (r *replayer) wake(t *testing.T, stream, durable string) {
+	t.Helper()
+	if err := r.js.Conn().Publish(dlq.WakeSubject(stream, durable), nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// open does all three.
+func (r *replayer) open(t *testing.T, stream, durable string) {
+	t.Helper()
+	r.addSubject(t, stream, durable)
+	r.addDurable(t, stream, durable)
+	r.wake(t, stream, durable)
 }
 
 // message is what is sent for a dead letter that is claimed.
@@ -168,8 +180,7 @@ func (r *replayer) send(t *testing.T, msg *nats.Msg) {
 func (r *replayer) replay(t *testing.T, e *dlq.Entry, operation string) {
 	t.Helper()
 	r.claim(t, e, operation)
-	r.addSubject(t, e.Stream, e.Consumer)
-	r.addFilter(t, e.Stream, e.Consumer)
+	r.open(t, e.Stream, e.Consumer)
 	r.send(t, r.message(e, operation, nil))
 }
 
@@ -294,9 +305,9 @@ func TestReplay_outcomes(t *testing.T) {
 	}
 }
 
-// The filter of a consumer changes while it is at work. Nothing is lost, and
-// nothing comes twice.
-func TestReplay_filterChangesWhileRunning(t *testing.T) {
+// The durable for a consumer's replays is made while the consumer is at work. Nothing
+// is lost, and nothing comes twice.
+func TestReplay_durableMadeWhileRunning(t *testing.T) {
 	t.Parallel()
 	for _, retention := range retentions() {
 		t.Run(retention.String(), func(t *testing.T) {
@@ -310,14 +321,14 @@ func TestReplay_filterChangesWhileRunning(t *testing.T) {
 			pub.more(t, 100)
 			r.addSubject(t, "Q", "m_shop_created_v1")
 			pub.more(t, 100)
-			r.addFilter(t, "Q", "m_shop_created_v1")
+			r.addDurable(t, "Q", "m_shop_created_v1")
+			r.wake(t, "Q", "m_shop_created_v1")
 			pub.more(t, 100)
 			handled.waitFor(t, pub.end())
 			settled(t, app, "Q", "m_shop_created_v1")
 			if twice := handled.deliveredTwice(); len(twice) > 0 {
 				t.Errorf("handled twice: %q", twice)
 			}
-			// The requests that wait from before are good for replays as well.
 			m := &nats.Msg{Subject: dlq.ReplaySubject("Q", "m_shop_created_v1", "id", "op"), Data: []byte("replayed")}
 			r.send(t, m)
 			handled.waitFor(t, []string{"replayed"})
@@ -356,8 +367,7 @@ func TestReplay_outcomeIsHeld(t *testing.T) {
 				if _, err := r.js.UpdateStream(within(t), damaged); err != nil {
 					t.Fatal(err)
 				}
-				r.addSubject(t, "orders", "billing")
-				r.addFilter(t, "orders", "billing")
+				r.open(t, "orders", "billing")
 				r.send(t, r.message(e, "op1", nil))
 				failures := func() float64 { return scrape.text(t)["mono_dead_letters_capture_failures_total{}"] }
 				eventually(t, func() bool { return failures() >= 2 }, "the outcome is tried again")
@@ -432,8 +442,7 @@ func TestReplay_outcomesPause(t *testing.T) {
 	}
 	defer func() { _ = sub.Unsubscribe() }()
 	billing.fixed.Store(true)
-	r.addSubject(t, "orders", "billing")
-	r.addFilter(t, "orders", "billing")
+	r.open(t, "orders", "billing")
 	for _, e := range dead {
 		r.send(t, r.message(e, "op1", nil))
 	}
@@ -481,7 +490,7 @@ func TestReplay_outcomeBeforeRestart(t *testing.T) {
 			}
 			r.replay(t, e, "op1")
 			// As another process that gets it, stores the outcome, and ends.
-			c, err := r.js.Consumer(within(t), "orders", "billing")
+			c, err := r.js.Consumer(within(t), "orders", "billing_replay")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -516,15 +525,16 @@ func TestReplay_outcomeBeforeRestart(t *testing.T) {
 	}
 }
 
-// An App that starts where something was replayed leaves the subject and the
-// filter as they are, and makes the filter where the subject alone is there: who
-// replays may be interrupted in between.
+// An App that starts where something was replayed leaves the subject as it is, gets
+// what is replayed from the durable for it, and makes that where the subject alone is
+// there: a tool may be interrupted in between. The consumer's own durable keeps its one
+// filter.
 func TestReplay_afterRestart(t *testing.T) {
 	t.Parallel()
 	for _, retention := range retentions() {
-		for _, filter := range []bool{true, false} {
+		for _, made := range []bool{true, false} {
 			for _, fanOut := range []bool{false, true} {
-				t.Run(fmt.Sprintf("%s, filter %v, fan-out %v", retention, filter, fanOut), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s, durable %v, fan-out %v", retention, made, fanOut), func(t *testing.T) {
 					t.Parallel()
 					srv := monotest.Server(t)
 					var billing, audit fixable
@@ -545,8 +555,8 @@ func TestReplay_afterRestart(t *testing.T) {
 					e := r.await(t, 1, dlq.StateOpen)[0]
 					settled(t, app, "orders", "billing")
 					r.addSubject(t, "orders", "billing")
-					if filter {
-						r.addFilter(t, "orders", "billing")
+					if made {
+						r.addDurable(t, "orders", "billing")
 					}
 					before := slices.Sorted(slices.Values(streamInfo(t, app, "orders").Config.Subjects))
 					for range 2 {
@@ -557,10 +567,7 @@ func TestReplay_afterRestart(t *testing.T) {
 						if diff := cmp.Diff(before, slices.Sorted(slices.Values(streamInfo(t, app, "orders").Config.Subjects))); diff != "" {
 							t.Fatalf("subjects (-before +after):\n%s", diff)
 						}
-						want := []string{traceSubject, dlq.ReplaySubjects("orders", "billing")}
-						if diff := cmp.Diff(want, consumerInfo(t, app, "orders", "billing").Config.FilterSubjects); diff != "" {
-							t.Fatalf("filters (-want +got):\n%s", diff)
-						}
+						wantOneFilterEach(t, app, "orders", "billing")
 					}
 					billing.fixed.Store(true)
 					r.replay(t, e, "op1")
@@ -581,12 +588,24 @@ func TestReplay_afterRestart(t *testing.T) {
 	}
 }
 
-// A consumer that was deleted on the server is made again with both filters; a
-// stream that was, without what was replayed to it, and the next replay adds that.
+// wantOneFilterEach checks the filters of a consumer that was replayed to: its own
+// durable filters the event, and the durable for its replays filters those.
+func wantOneFilterEach(t *testing.T, app *mono.App, stream, durable string) {
+	t.Helper()
+	for name, want := range map[string]string{durable: traceSubject, durable + "_replay": "monotel.replays." + stream + "." + durable + ".>"} {
+		if cfg := consumerInfo(t, app, stream, name).Config; cfg.FilterSubject != want || len(cfg.FilterSubjects) > 0 {
+			t.Errorf("consumer %q filters %q and %q, want %q", name, cfg.FilterSubject, cfg.FilterSubjects, want)
+		}
+	}
+}
+
+// A consumer that was deleted on the server is made again, and so is the durable for
+// its replays; a stream that was, without what was replayed to it, and the next replay
+// adds that.
 func TestReplay_deletedOnTheServer(t *testing.T) {
 	t.Parallel()
 	for _, retention := range retentions() {
-		for _, victim := range []string{"consumer", "stream"} {
+		for _, victim := range []string{"consumer", "replays", "both", "stream"} {
 			t.Run(retention.String()+", "+victim, func(t *testing.T) {
 				t.Parallel()
 				srv := monotest.Server(t)
@@ -601,12 +620,12 @@ func TestReplay_deletedOnTheServer(t *testing.T) {
 				e := r.await(t, 1, dlq.StateOpen)[0]
 				settled(t, app, "orders", "billing")
 				billing.fixed.Store(true)
-				r.addSubject(t, "orders", "billing")
-				r.addFilter(t, "orders", "billing")
-				back := func() bool {
-					_, err := r.js.Consumer(within(t), "orders", "billing")
-					return err == nil && app.Health(t.Context()).Healthy
+				r.open(t, "orders", "billing")
+				has := func(durable string) bool {
+					_, err := r.js.Consumer(within(t), "orders", durable)
+					return err == nil
 				}
+				back := func() bool { return has("billing") && app.Health(t.Context()).Healthy }
 				if victim == "stream" {
 					// A stream that is asked for while the server deletes it may stay, and take
 					// nothing: then it is deleted once more.
@@ -621,14 +640,19 @@ func TestReplay_deletedOnTheServer(t *testing.T) {
 						return err == nil
 					}, "it takes messages again")
 				} else {
-					if err := r.js.DeleteConsumer(within(t), "orders", "billing"); err != nil {
-						t.Fatal(err)
+					if victim != "consumer" {
+						eventually(t, func() bool { return consumerInfo(t, app, "orders", "billing_replay").NumWaiting > 0 }, "replays are fetched")
+						if err := r.js.DeleteConsumer(within(t), "orders", "billing_replay"); err != nil {
+							t.Fatal(err)
+						}
 					}
-					eventually(t, back, "it is there again")
-				}
-				want := []string{traceSubject, dlq.ReplaySubjects("orders", "billing")}
-				if got := consumerInfo(t, app, "orders", "billing").Config.FilterSubjects; victim == "consumer" && !slices.Equal(got, want) {
-					t.Errorf("filters %q, want %q", got, want)
+					if victim != "replays" {
+						if err := r.js.DeleteConsumer(within(t), "orders", "billing"); err != nil {
+							t.Fatal(err)
+						}
+					}
+					eventually(t, func() bool { return back() && has("billing_replay") }, "it is there again")
+					wantOneFilterEach(t, app, "orders", "billing")
 				}
 				r.replay(t, e, "op1")
 				r.await(t, 1, dlq.StateResolved)
@@ -643,9 +667,10 @@ func TestReplay_filtersOfOthers(t *testing.T) {
 	t.Parallel()
 	for _, filters := range [][]string{
 		{traceSubject, "events.other"},
-		{dlq.ReplaySubjects("orders", "billing")},
-		{traceSubject, dlq.ReplaySubjects("orders", "audit")},
-		{traceSubject, dlq.ReplaySubjects("orders", "billing"), "events.other"},
+		{dlq.OldReplaySubjects("orders", "billing")},
+		{traceSubject, dlq.OldReplaySubjects("orders", "audit")},
+		{traceSubject, dlq.ReplaySubjects("orders", "billing")},
+		{traceSubject, dlq.OldReplaySubjects("orders", "billing"), "events.other"},
 	} {
 		t.Run(strings.Join(filters, " "), func(t *testing.T) {
 			t.Parallel()
@@ -732,7 +757,7 @@ func TestReplay_crashed(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.replay(t, e, "op1")
-	c, err := r.js.Consumer(within(t), "orders", "billing")
+	c, err := r.js.Consumer(within(t), "orders", "billing_replay")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -880,8 +905,7 @@ func TestReplay_withoutDeadLetters(t *testing.T) {
 	}
 	for i, op := range []string{"op1", "op2"} { // given up, and handled
 		r.claim(t, e, op)
-		r.addSubject(t, "orders", "billing")
-		r.addFilter(t, "orders", "billing")
+		r.open(t, "orders", "billing")
 		r.send(t, r.message(e, op, nil))
 		eventually(t, func() bool { return len(billing.all()) == i+1 && streamMsgs(t, app, "orders") == 0 }, "it is settled")
 		billing.fixed.Store(true)
@@ -915,8 +939,7 @@ func TestReplay_deadLetterGone(t *testing.T) {
 			if err := r.store.Change(within(t), e, dlq.Change{Kind: dlq.ChangeDiscarded, Actor: "ben"}, nil); err != nil {
 				t.Fatal(err)
 			}
-			r.addSubject(t, "orders", "billing")
-			r.addFilter(t, "orders", "billing")
+			r.open(t, "orders", "billing")
 			r.send(t, msg)
 			eventually(t, func() bool { return len(billing.all()) == 2 && streamMsgs(t, app, "orders") == 0 }, "it is settled")
 			got := r.entries(t)
@@ -971,8 +994,7 @@ func TestReplay_forged(t *testing.T) {
 			publishStored(t, app, nil)
 			e := r.await(t, 1, dlq.StateOpen)[0]
 			settled(t, app, "orders", "billing")
-			r.addSubject(t, "orders", "billing")
-			r.addFilter(t, "orders", "billing")
+			r.open(t, "orders", "billing")
 			billing.fixed.Store(true)
 			msg := r.message(e, "op1", nil)
 			tt.forge(e, msg)
@@ -1047,8 +1069,7 @@ func TestTrace_replay(t *testing.T) {
 			for i, op := range []string{"op1", "op2"} { // fails again, and is resolved
 				billing.fixed.Store(i == 1)
 				r.claim(t, e, op)
-				r.addSubject(t, "orders", "billing")
-				r.addFilter(t, "orders", "billing")
+				r.open(t, "orders", "billing")
 				var more mono.Header
 				if traced {
 					span := tel.Replay(t.Context(), &messaging.DeadLetter{Consumer: "billing", Traceparent: e.Traceparent, Origin: e.OriginTraceparent})
@@ -1096,8 +1117,8 @@ func mustStream(t *testing.T, js jetstream.JetStream, name string) jetstream.Str
 }
 
 // Another instance that arranged the streams while somebody replayed may have
-// taken the subject away again. A consumer that has the filter, in whichever order,
-// is left as it is then.
+// taken the subject away again. What is there is left, and the next replay adds what is
+// missing.
 func TestReplay_subjectLost(t *testing.T) {
 	t.Parallel()
 	srv := monotest.Server(t)
@@ -1112,16 +1133,7 @@ func TestReplay_subjectLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	whole := mustStream(t, r.js, "orders").CachedInfo().Config
-	r.addSubject(t, "orders", "billing")
-	c, err := r.js.Consumer(within(t), "orders", "billing")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := c.CachedInfo().Config
-	cfg.FilterSubject, cfg.FilterSubjects = "", []string{dlq.ReplaySubjects("orders", "billing"), traceSubject}
-	if _, err := r.js.UpdateConsumer(within(t), "orders", cfg); err != nil {
-		t.Fatal(err)
-	}
+	r.open(t, "orders", "billing")
 	for _, lost := range []bool{false, true} {
 		if lost {
 			if _, err := r.js.UpdateStream(within(t), whole); err != nil {
@@ -1129,9 +1141,7 @@ func TestReplay_subjectLost(t *testing.T) {
 			}
 		}
 		app = runApp(t, onServer(srv), emitter("shop", monotestEvent(t)), module)
-		if diff := cmp.Diff(cfg.FilterSubjects, consumerInfo(t, app, "orders", "billing").Config.FilterSubjects); diff != "" {
-			t.Errorf("lost %v: filters (-before +after):\n%s", lost, diff)
-		}
+		wantOneFilterEach(t, app, "orders", "billing")
 		if err := app.Stop(within(t)); err != nil {
 			t.Fatal(err)
 		}

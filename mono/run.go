@@ -63,6 +63,7 @@ type run struct {
 	// Guarded by topologyMu.
 	created     map[string]time.Time // when each stream was made
 	provisioned time.Time            // when the topology was last made right
+	replays     replayState
 }
 
 func newRun(ctx context.Context, a *App) *run {
@@ -104,6 +105,9 @@ func (r *run) start(ctx context.Context) error {
 	}
 	r.streamRegs = streamRegs
 	r.setTopology(nil)
+	if err := r.startWakes(); err != nil {
+		return err
+	}
 	if err := r.provision(ctx); err != nil {
 		return err
 	}
@@ -255,6 +259,7 @@ func (r *run) resume() {
 	for _, c := range r.streams {
 		c.pull.expectEchoes()
 		c.pull.reset()
+		c.replays.resume()
 	}
 }
 

@@ -199,7 +199,7 @@ func oneLine(s string) string {
 }
 
 func (c *streamConsumer) reply(d *delivery, body []byte) error {
-	c.last.Store(d)
+	c.lastOf(d).Store(d)
 	return c.rt.nc.Publish(d.reply, body)
 }
 
@@ -207,7 +207,10 @@ func (c *streamConsumer) reply(d *delivery, body []byte) error {
 // It takes them one after another from a queue of its own, which is gone when an
 // embedded server stops: so the last one is followed by a request.
 func (c *streamConsumer) awaitServer(ctx context.Context) error {
-	d := c.last.Load()
+	return errors.Join(c.awaitServerOf(ctx, c.last.Load()), c.awaitServerOf(ctx, c.replays.last.Load()))
+}
+
+func (c *streamConsumer) awaitServerOf(ctx context.Context, d *delivery) error {
 	if d == nil {
 		return nil
 	}

@@ -233,7 +233,8 @@ type streamConsumer struct {
 	limiter logLimiter
 	last    atomic.Pointer[delivery] // that something was sent for
 
-	pull puller
+	pull    puller
+	replays replayIntake
 }
 
 func newStreamConsumer(rt *run, r *streamRegistration, mw []Middleware) *streamConsumer {
@@ -284,7 +285,13 @@ func (c *streamConsumer) runWorker() {
 }
 
 // start begins to fetch. Messages wait in the queue until startWorkers.
-func (c *streamConsumer) start() error { return c.pull.start() }
+func (c *streamConsumer) start() error {
+	if err := c.pull.start(); err != nil {
+		return err
+	}
+	c.startReplays()
+	return nil
+}
 
 func (c *streamConsumer) startWorkers() {
 	for range c.cfg.Concurrency {
@@ -297,12 +304,14 @@ func (c *streamConsumer) startWorkers() {
 func (c *streamConsumer) stop(soft context.Context) {
 	close(c.ending)
 	c.queue.end()
-	c.pull.stopIntake(soft) // before it is handed back, or it would come again
+	c.replays.stopIntake(soft) // before anything is handed back, or it would come again
+	c.pull.stopIntake(soft)
 	c.handBack(c.queue.rest())
 	c.workers.Wait()
 	c.held.stop()
 	c.stopRepeats(soft)
 	c.pull.stop()
+	c.replays.stop()
 }
 
 // errGoexit is the error of a handler that called runtime.Goexit, as the Fatal
@@ -314,7 +323,7 @@ var errGoexit = errors.New("handler ended its goroutine")
 func (c *streamConsumer) handleBatch(batch []*Msg) {
 	defer func() {
 		c.busy.Add(-1)
-		c.pull.release(batch)
+		c.release(batch)
 	}()
 	rest := c.sift(c.withoutRepeats(batch))
 	switch {

@@ -138,8 +138,14 @@ func (c *streamConsumer) poll(ctx context.Context) {
 	s := &messaging.ConsumerState{
 		Pending: info.NumPending, AckPending: info.NumAckPending, Limit: info.Config.MaxAckPending, Waiting: info.NumWaiting,
 	}
+	all := []*jetstream.ConsumerInfo{info}
+	if replays := c.replayInfo(ctx); replays != nil {
+		all = append(all, replays)
+		s.Pending += replays.NumPending
+		s.AckPending += replays.NumAckPending
+	}
 	if s.Pending > 0 || s.AckPending > 0 {
-		s.Oldest, err = c.oldest(ctx, filtersOf(info.Config), info.AckFloor.Stream+1)
+		s.Oldest, err = c.oldest(ctx, all)
 		// It may have been acked and be gone meanwhile, which is no reason not to
 		// know the rest.
 		s.NoOldest = err != nil && !errors.Is(err, jetstream.ErrMsgNotFound)
@@ -147,20 +153,22 @@ func (c *streamConsumer) poll(ctx context.Context) {
 	c.tel.SetState(s)
 }
 
-// oldest tells when the first message of the consumer was stored, from a sequence
-// on.
-func (c *streamConsumer) oldest(ctx context.Context, subjects []string, from uint64) (oldest time.Time, err error) {
+// oldest tells when the first message was stored that is not acked, among those of
+// the consumer's own durable and of the one for its replays.
+func (c *streamConsumer) oldest(ctx context.Context, durables []*jetstream.ConsumerInfo) (oldest time.Time, err error) {
 	stream, err := c.rt.js.Stream(ctx, c.info.Stream)
 	if err != nil {
 		return time.Time{}, err
 	}
-	for _, subject := range subjects {
-		m, getErr := stream.GetMsg(ctx, from, jetstream.WithGetMsgSubject(subject))
-		switch {
-		case getErr != nil:
-			err = getErr
-		case oldest.IsZero() || m.Time.Before(oldest):
-			oldest = m.Time
+	for _, d := range durables {
+		for _, subject := range filtersOf(d.Config) {
+			m, getErr := stream.GetMsg(ctx, d.AckFloor.Stream+1, jetstream.WithGetMsgSubject(subject))
+			switch {
+			case getErr != nil:
+				err = getErr
+			case oldest.IsZero() || m.Time.Before(oldest):
+				oldest = m.Time
+			}
 		}
 	}
 	if !oldest.IsZero() {

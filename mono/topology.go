@@ -23,8 +23,7 @@ const (
 	streamRoleEvents = "events" // named by a module
 	streamRoleFanOut = "fanout" // made so that several streams get the same event
 
-	fanOutPrefix       = "fanout_"
-	spareSubjectPrefix = "monotel.spare."
+	fanOutPrefix = "fanout_"
 )
 
 const (
@@ -439,14 +438,15 @@ func (p *planner) newOwner(subject string, streams []string) string {
 }
 
 // addSpareSubjects gives a second subject, which nobody uses, to each stream that
-// has sources and one subject, beside those for replays. A consumer of a stream's
-// only subject counts for the server as one of all its messages, so that a message
-// from a source would wait for that consumer's ack, and never leave a work queue.
+// has sources and one subject, not counting those for replays, or subjects for
+// replays alone. A consumer of a stream's only subject counts for the server as one
+// of all its messages, so that a message from a source would wait for that
+// consumer's ack, and never leave a work queue.
 func (p *planner) addSpareSubjects() {
 	for name, cfg := range p.final {
 		own := slices.DeleteFunc(slices.Clone(cfg.Subjects), dlq.IsReplaySubject)
-		if cfg.Retention != LimitsPolicy && len(cfg.Sources) > 0 && len(own) == 1 {
-			cfg.Subjects = union(cfg.Subjects, []string{spareSubjectPrefix + name})
+		if cfg.Retention != LimitsPolicy && len(cfg.Sources) > 0 && (len(own) == 1 || len(own) == 0 && len(cfg.Subjects) > 0) {
+			cfg.Subjects = union(cfg.Subjects, []string{dlq.SpareSubject(name)})
 			p.final[name] = cfg
 		}
 	}
@@ -491,7 +491,7 @@ func (p *planner) result() *topology {
 		cfg := p.final[name]
 		cfg.Subjects = slices.DeleteFunc(slices.Clone(cfg.Subjects), func(s string) bool { return slices.Contains(contested, s) })
 		if cfg.Retention == InterestPolicy { // it keeps nothing before it has consumers, see apply
-			cfg.Subjects, cfg.Sources = []string{spareSubjectPrefix + name}, nil
+			cfg.Subjects, cfg.Sources = []string{dlq.SpareSubject(name)}, nil
 		}
 		made[name] = cfg
 		t.changes = append(t.changes, streamChange{create: true, cfg: cfg, why: p.whyChange[name]})

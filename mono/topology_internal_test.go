@@ -14,6 +14,8 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/dlq"
 )
 
 // planEvent is an event of module "shop".
@@ -223,7 +225,7 @@ func planStreamText(s StreamConfig) string {
 	if s.Storage == MemoryStorage {
 		text += " memory"
 	}
-	subjects := slices.DeleteFunc(slices.Clone(s.Subjects), func(s string) bool { return strings.HasPrefix(s, spareSubjectPrefix) })
+	subjects := slices.DeleteFunc(slices.Clone(s.Subjects), func(s string) bool { return strings.HasPrefix(s, dlq.SpareSubject("")) })
 	text += " [" + strings.Join(subjects, " ") + "]"
 	for _, src := range s.Sources {
 		text += " <- " + src.Name + ":" + src.FilterSubject

@@ -98,7 +98,7 @@ func (b *bystanders) getsToo(stream string, c *listedConsumer) (why string, gets
 	}
 	for i := range b.targets[stream] {
 		t := &b.targets[stream][i]
-		if t.Consumer == c.Name {
+		if t.Consumer == c.Name || dlq.ReplayConsumer(t.Consumer) == c.Name {
 			continue
 		}
 		if len(filters) == 0 {

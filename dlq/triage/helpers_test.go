@@ -147,10 +147,15 @@ type target struct {
 	stop    func()
 }
 
-// consume begins to handle what consumer billing gets. fails says what fails.
+// consume begins to handle what consumer billing gets, as an App does: from its own
+// durable and from the one for its replays. fails says what fails.
 func (b *bundle) consume(t testing.TB, durable string, fails func(id string) bool) *target {
 	t.Helper()
-	cons, err := b.js.Consumer(t.Context(), ordersStream, durable)
+	s, err := b.js.Stream(t.Context(), ordersStream)
+	must(t, err)
+	main, err := s.Consumer(t.Context(), durable)
+	must(t, err)
+	_, err = dlq.EnsureReplayConsumer(t.Context(), s, main.CachedInfo().Config)
 	must(t, err)
 	tg := &target{handled: make(map[string]int)}
 	if fails == nil {
@@ -166,11 +171,19 @@ func (b *bundle) consume(t testing.TB, durable string, fails func(id string) boo
 			}
 		})
 	}
-	cc, err := cons.Consume(func(m jetstream.Msg) { work <- m })
-	must(t, err)
+	var all []jetstream.ConsumeContext
+	for _, name := range []string{durable, dlq.ReplayConsumer(durable)} {
+		cons, err := s.Consumer(t.Context(), name)
+		must(t, err)
+		cc, err := cons.Consume(func(m jetstream.Msg) { work <- m })
+		must(t, err)
+		all = append(all, cc)
+	}
 	tg.stop = sync.OnceFunc(func() {
-		cc.Stop()
-		<-cc.Closed()
+		for _, cc := range all {
+			cc.Stop()
+			<-cc.Closed()
+		}
 		close(work)
 		workers.Wait()
 	})

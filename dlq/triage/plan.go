@@ -239,60 +239,49 @@ func (pl *planner) preflight(ctx context.Context, c *PlanConsumer) (reachable bo
 		return false, fmt.Errorf("look at consumer %q of stream %q: %w", c.Consumer, c.Stream, err)
 	}
 	info := cons.CachedInfo()
-	c.Paused, c.Waiting, c.Pending = info.Paused, info.NumWaiting, info.NumPending
-	warn := func(format string, args ...any) { p.Warnings = append(p.Warnings, fmt.Sprintf(format, args...)) }
-	switch {
-	case info.Paused:
-		warn("consumer %q of stream %q is paused for another %v: the messages will wait", c.Consumer, c.Stream, info.PauseRemaining.Round(time.Second))
-	case info.NumWaiting == 0 && info.NumAckPending == 0:
-		warn("nobody fetches for consumer %q of stream %q: the messages will wait until its App runs", c.Consumer, c.Stream)
+	if info.Config.FilterSubject == "" && len(info.Config.FilterSubjects) == 0 { // see openTo
+		pl.looksAt(c, info, info)
+		return true, nil
 	}
-	if info.NumPending > 0 {
-		warn("%d messages wait for consumer %q of stream %q before these", info.NumPending, c.Consumer, c.Stream)
+	replays, err := pl.d.replayInfo(ctx, c.Stream, c.Consumer)
+	if errors.Is(err, dlq.ErrReplayConsumer) {
+		problem("consumer %q of stream %q %v", dlq.ReplayConsumer(c.Consumer), c.Stream, err)
+		return false, nil
 	}
-	if limit := info.Config.MaxAckPending; limit > 0 && info.NumAckPending >= limit {
-		warn("consumer %q of stream %q has as much in flight as it may, %d: the messages will wait", c.Consumer, c.Stream, limit)
+	if err != nil {
+		return false, fmt.Errorf("look at consumer %q of stream %q: %w", dlq.ReplayConsumer(c.Consumer), c.Stream, err)
 	}
+	pl.looksAt(c, info, replays)
 	return true, nil
 }
 
-// openTo makes sure that a consumer gets what is replayed to it: its stream takes
-// the subject, and the consumer wants it. Both are left so. Consumers whose dead
-// letters nobody replays pay nothing for a second filter.
-func (d *Desk) openTo(ctx context.Context, stream, consumer string) error {
-	const tries = 10
-	subject := dlq.ReplaySubjects(stream, consumer)
-	for range tries {
-		s, err := d.js.Stream(ctx, stream)
-		if err != nil {
-			return fmt.Errorf("open stream %q to replays: %w", stream, err)
+// looksAt warns of what keeps replays waiting. info is of the consumer, replays of the
+// durable that gets what is replayed to it, nil if that is still to be made.
+func (pl *planner) looksAt(c *PlanConsumer, info, replays *jetstream.ConsumerInfo) {
+	p := pl.p
+	warn := func(format string, args ...any) { p.Warnings = append(p.Warnings, fmt.Sprintf(format, args...)) }
+	idle := func(i *jetstream.ConsumerInfo) bool { return i.NumWaiting == 0 && i.NumAckPending == 0 }
+	c.Waiting = info.NumWaiting
+	if replays == nil {
+		if idle(info) {
+			warn("nobody fetches for consumer %q of stream %q: the messages will wait until its App runs", c.Consumer, c.Stream)
 		}
-		cfg := s.CachedInfo().Config
-		if !slices.Contains(cfg.Subjects, subject) {
-			cfg.Subjects = append(slices.Clone(cfg.Subjects), subject)
-			if _, err := d.js.UpdateStream(ctx, cfg); err != nil {
-				return fmt.Errorf("open stream %q to replays, by subject %q: %w", stream, subject, err)
-			}
-			continue // another may have written over it: there is no compare-and-set
-		}
-		cons, err := s.Consumer(ctx, consumer)
-		if err != nil {
-			return fmt.Errorf("open consumer %q of stream %q to replays: %w", consumer, stream, err)
-		}
-		has := cons.CachedInfo().Config
-		if has.FilterSubject == "" && len(has.FilterSubjects) == 0 || slices.Contains(has.FilterSubjects, subject) {
-			return nil
-		}
-		if has.FilterSubject != "" {
-			has.FilterSubjects, has.FilterSubject = []string{has.FilterSubject}, ""
-		}
-		has.FilterSubjects = append(slices.Clone(has.FilterSubjects), subject)
-		// A server that was restarted answers the first update of a consumer with what it
-		// was before, which looks as if it could not have several. The next look tells.
-		_, err = s.UpdateConsumer(ctx, has)
-		if err != nil && !errors.Is(err, jetstream.ErrConsumerMultipleFilterSubjectsNotSupported) {
-			return fmt.Errorf("open consumer %q of stream %q to replays, by filter %q: %w", consumer, stream, subject, err)
-		}
+		return
 	}
-	return fmt.Errorf("open consumer %q of stream %q to replays: others change the stream all the time", consumer, stream)
+	c.Paused, c.Waiting, c.Pending = replays.Paused, replays.NumWaiting, replays.NumPending
+	switch {
+	case replays.Paused:
+		warn("consumer %q of stream %q is paused for another %v: the messages will wait", replays.Name, c.Stream, replays.PauseRemaining.Round(time.Second))
+	case idle(replays) && !idle(info):
+		warn("nobody fetches for consumer %q of stream %q, though somebody does for %q: the messages will wait until an App runs that gets replays "+
+			"from there, which those of earlier versions do not", replays.Name, c.Stream, c.Consumer)
+	case idle(replays):
+		warn("nobody fetches for consumer %q of stream %q: the messages will wait until its App runs", c.Consumer, c.Stream)
+	}
+	if replays.NumPending > 0 {
+		warn("%d messages wait for consumer %q of stream %q before these", replays.NumPending, replays.Name, c.Stream)
+	}
+	if limit := replays.Config.MaxAckPending; limit > 0 && replays.NumAckPending >= limit {
+		warn("consumer %q of stream %q has as much in flight as it may, %d: the messages will wait", replays.Name, c.Stream, limit)
+	}
 }

@@ -152,14 +152,14 @@ func TestPlan_bystanders(t *testing.T) {
 	want := []string{
 		`consumer "audit" of stream "orders" has no filter, ` + too,
 		`consumer "copies" of stream "orders" has filter ">", ` + too,
-		`consumer "exact" of stream "orders" has filter "monotel.replay.orders.billing.>", ` + too,
+		`consumer "exact" of stream "orders" has filter "monotel.replays.orders.billing.>", ` + too,
 		`consumer "monotels" of stream "orders" has filter "monotel.>", ` + too,
 	}
 	if got := aboutOthers(p); !slices.Equal(got, want) {
 		t.Errorf("it warns of\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	b.run(t, p.ID)
-	for name, want := range map[string]uint64{"audit": 1, "copies": 1, "monotels": 1, "exact": 1, "narrow": 0, "foreign": 0, reports: 0, billing: 1} {
+	for name, want := range map[string]uint64{"audit": 1, "copies": 1, "monotels": 1, "exact": 1, "narrow": 0, "foreign": 0, reports: 0, billing: 0, "billing_replay": 1} {
 		c, err := b.js.Consumer(t.Context(), ordersStream, name)
 		must(t, err)
 		if got := c.CachedInfo().NumPending; got != want {

@@ -220,7 +220,19 @@ func (r *runner) run(ctx context.Context) (err error) {
 	}
 	background.Go(func() { r.follow(watch) })
 	r.send(work)
+	r.wakeAgain()
 	return r.awaitOutcomes(ctx)
+}
+
+// wakeAgain wakes the consumers once more when all is sent: an App may have connected
+// again meanwhile.
+func (r *runner) wakeAgain() {
+	if !r.s.Plan.Options.tracked() {
+		return
+	}
+	for _, c := range r.s.Plan.Consumers {
+		r.d.wake(c.Stream, c.Consumer)
+	}
 }
 
 // every calls f again and again.
@@ -248,6 +260,7 @@ func (r *runner) prepare(ctx, work context.Context) (err error) {
 			if err := r.d.openTo(ctx, c.Stream, c.Consumer); err != nil {
 				return err
 			}
+			r.d.wake(c.Stream, c.Consumer)
 		}
 	}
 	// What was done before, by whoever ran it, is known from the stream.
@@ -879,9 +892,14 @@ func (r *runner) sent(ctx context.Context, e *dlq.Entry, claim uint64) (bool, er
 	return outcome != "", err
 }
 
-// isThere reports whether what is sent for an entry is in its stream.
+// isThere reports whether what is sent for an entry is in its stream. The operation may
+// have been begun by a tool of an earlier version, which sends on another subject.
 func (r *runner) isThere(ctx context.Context, e *dlq.Entry) (bool, error) {
-	return r.d.has(ctx, e.Stream, messageGet{Last: dlq.ReplaySubject(e.Stream, e.Consumer, e.ID, r.id)})
+	there, err := r.d.has(ctx, e.Stream, messageGet{Last: dlq.ReplaySubject(e.Stream, e.Consumer, e.ID, r.id)})
+	if there || err != nil {
+		return there, err
+	}
+	return r.d.has(ctx, e.Stream, messageGet{Last: dlq.OldReplaySubject(e.Stream, e.Consumer, e.ID, r.id)})
 }
 
 // A messageGet asks for one message of a stream.
@@ -1095,7 +1113,7 @@ func (r *runner) trace(ctx context.Context, e *dlq.Entry, msg *nats.Msg) (end fu
 // targetName leaves out what is of one entry.
 func targetName(subject string, tracked bool) string {
 	if tracked {
-		const tokens = 4 // monotel.replay.<stream>.<consumer>
+		const tokens = 4 // monotel.replays.<stream>.<consumer>
 		return strings.Join(strings.SplitN(subject, ".", tokens+1)[:tokens], ".") + ".>"
 	}
 	return subject

@@ -46,7 +46,14 @@ func (b *bundle) billing(fail func(id string) bool) *target {
 	if fail == nil {
 		return to
 	}
-	handling, err := cons.Consume(to.handle)
+	// As an App, it gets replays through a durable of their own.
+	if _, err := dlq.EnsureReplayConsumer(ctx, s, cons.CachedInfo().Config); err != nil {
+		b.t.Fatal(err)
+	}
+	if to.cons, err = s.Consumer(ctx, dlq.ReplayConsumer("billing")); err != nil {
+		b.t.Fatal(err)
+	}
+	handling, err := to.cons.Consume(to.handle)
 	if err != nil {
 		b.t.Fatal(err)
 	}
