@@ -626,7 +626,7 @@ func TestReplay_gauges(t *testing.T) {
 	release := make(chan struct{})
 	cfg := mono.StreamConsumerConfig{
 		Stream: mono.StreamConfig{Name: "orders"}, Consumer: mono.ConsumerConfig{Durable: "billing", MaxAckPending: 2},
-		Fetch: mono.FetchConfig{BatchSize: 1}, AutoAck: true,
+		Fetch: mono.FetchConfig{BatchSize: 1}, AutoAck: true, Concurrency: 2,
 	}
 	app := runApp(t, append(onServer(srv), scrape.option), emitter("shop", monotestEvent(t)), ordersWith(t, cfg, func(context.Context, []*mono.Msg) error {
 		<-release
