@@ -17,6 +17,7 @@ import (
 
 type options struct {
 	seed     uint64
+	seeds    int
 	lasts    time.Duration
 	rounds   int
 	messages int
@@ -43,21 +44,22 @@ func runCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.Uint64Var(&o.seed, "seed", 0, "what the rounds follow from; 0: one by chance")
+	f.IntVar(&o.seeds, "seeds", 1, "rounds of this many seeds by turns: the given one and those that follow it")
 	f.DurationVar(&o.lasts, "for", 10*time.Minute, "begin no round after this time")
 	f.IntVar(&o.rounds, "rounds", 0, "this many rounds at most; 0: any number")
 	f.IntVar(&o.messages, "messages", 400, "messages of each event and round")
 	f.IntVar(&o.rate, "rate", 60, "publishes a second")
 	f.IntVar(&o.nodes, "nodes", 0, "servers: 1 or 3; 0: as the seed says")
 	f.StringVar(&o.profile, "profile", "", "what the rounds are about: mixed, full, poison, upgrade, servers or stops; empty: one after another")
-	o.flags(cmd)
+	o.flags(cmd, 5, 15*time.Minute)
 	return cmd
 }
 
-func (o *options) flags(cmd *cobra.Command) {
+func (o *options) flags(cmd *cobra.Command, reruns int, least time.Duration) {
 	f := cmd.Flags()
 	f.StringVar(&o.out, "out", "out", "folder for journals, logs and schedules of rounds that fail")
-	f.IntVar(&o.reruns, "reruns", 5, "how often a round that fails runs again")
-	f.DurationVar(&o.reduce, "reduce-for", 15*time.Minute, "how long to look for fewer faults that fail, too; 0: do not")
+	f.IntVar(&o.reruns, "reruns", reruns, "how often a round that fails runs again")
+	f.DurationVar(&o.reduce, "reduce-for", least, "how long to look for fewer faults that fail, too; 0: do not")
 	f.StringVar(&o.bin.server, "nats-server", "", "the program nats-server; empty: built from the module that go.mod pins")
 	f.StringVar(&o.bin.monotel, "monotel", "", "the program monotel; empty: built from this checkout")
 	f.BoolVar(&o.quiet, "quiet", false, "say nothing of single faults")
@@ -65,6 +67,7 @@ func (o *options) flags(cmd *cobra.Command) {
 
 func replayCommand() *cobra.Command {
 	var o options
+	var times int
 	cmd := &cobra.Command{
 		Use: "replay SCHEDULE", Short: "Run one schedule from its file", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -73,14 +76,15 @@ func replayCommand() *cobra.Command {
 				return err
 			}
 			return o.runAll(cmd.Context(), func(format string, args ...any) { cmd.Printf(format+"\n", args...) }, func(n int) *schedule {
-				if n > 1 {
+				if n > times {
 					return nil
 				}
 				return s
 			})
 		},
 	}
-	o.flags(cmd)
+	cmd.Flags().IntVar(&times, "times", 1, "how often")
+	o.flags(cmd, 0, 0)
 	return cmd
 }
 
@@ -94,7 +98,8 @@ func (o *options) run(ctx context.Context, say func(string, ...any)) error {
 		if n > 1 && time.Since(begin) > o.lasts || o.rounds > 0 && n > o.rounds {
 			return nil
 		}
-		return newSchedule(o.seed, n, *o)
+		seeds := max(o.seeds, 1)
+		return newSchedule(o.seed+uint64((n-1)%seeds), 1+(n-1)/seeds, *o) //nolint:gosec // from 0
 	})
 }
 
@@ -125,11 +130,14 @@ func (o *options) runAll(ctx context.Context, say func(string, ...any), next fun
 			continue
 		}
 		failed++
+		if o.reruns == 0 && o.reduce == 0 {
+			continue
+		}
 		if err := o.examine(ctx, res, bin, work, say); err != nil {
 			return err
 		}
 	}
-	say("\n%d rounds, %d of them with findings", len(all), failed)
+	say("\n%d of %d rounds have findings", failed, len(all))
 	var b strings.Builder
 	table(&b, all...)
 	say("%s", b.String())

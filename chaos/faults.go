@@ -114,16 +114,25 @@ func (r *round) member(name string) *member {
 	return r.members[0]
 }
 
+// tell says that the process is about to get a signal that ends it.
+func (m *member) tell(kill bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.killed = m.killed || kill
+	if m.told.IsZero() {
+		m.told = time.Now()
+	}
+}
+
 func (r *round) signalMember(ctx context.Context, f fault) error {
 	m := r.member(f.Target)
 	name, p := m.current()
 	switch f.Kind {
 	case faultKill:
-		m.mu.Lock()
-		m.killed = true
-		m.mu.Unlock()
+		m.tell(true)
 		p.signal(syscall.SIGKILL)
 	case faultTerm:
+		m.tell(false)
 		return p.end(syscall.SIGTERM, orderly+10*time.Second)
 	case faultStop:
 		begin := time.Now()
@@ -255,6 +264,7 @@ func (r *round) upgrade(ctx context.Context) error {
 		}
 		_, p := m.current()
 		started := r.counters.get("started")
+		m.tell(false)
 		if err := p.end(syscall.SIGTERM, orderly+10*time.Second); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -17,7 +18,7 @@ import (
 // A handling is one call of a handler for one message.
 type handling struct {
 	process  string
-	entry    // of its begin
+	entry              // of its begin
 	end      time.Time // when it decided; zero: it did not
 	outcome  string    // "": the process ended before
 	acked    time.Time // when Ack had returned
@@ -68,6 +69,7 @@ const clock = "15:04:05.000"
 type place struct {
 	durable string
 	seq     uint64
+	id      string // of the payload: a server that loses its last writes gives a sequence twice
 }
 
 // A deadLetter is a record with its history.
@@ -123,7 +125,7 @@ func comparePlaces(a, b place) int {
 	if c := strings.Compare(a.durable, b.durable); c != 0 {
 		return c
 	}
-	return int(a.seq) - int(b.seq) //nolint:gosec // a few thousand
+	return cmp.Or(cmp.Compare(a.seq, b.seq), strings.Compare(a.id, b.id))
 }
 
 func (l *ledger) places() []place { return slices.SortedFunc(maps.Keys(l.handlings), comparePlaces) }
@@ -153,7 +155,7 @@ func (l *ledger) readJournals() error {
 			h := &handling{process: e.process, entry: *e, style: l.consumers[e.Durable].style}
 			open[k] = h
 			batches[whole] = append(batches[whole], h)
-			at := place{e.Durable, e.Seq}
+			at := place{e.Durable, e.Seq, e.ID}
 			if len(l.handlings[at]) == 0 && e.Op == "" {
 				l.payloads[e.Durable][e.ID] = append(l.payloads[e.Durable][e.ID], e.Seq)
 			}
@@ -161,6 +163,9 @@ func (l *ledger) readJournals() error {
 			l.r.result.count("begun", 1)
 		case wroteOutcome:
 			open[k].outcome, open[k].end = e.Outcome, e.at()
+			if e.Outcome == outcomeExit {
+				l.r.disturbances = append(l.r.disturbances, disturbance{endExit, e.process, e.at(), e.at()})
+			}
 			if e.Outcome == outcomePanic {
 				l.r.result.count("panics", 1)
 			}
@@ -192,7 +197,7 @@ func (l *ledger) readDeadLetters(ctx context.Context) error {
 			return err
 		}
 		d := &deadLetter{Record: rec, at: meta.Timestamp, id: payloadID(rec.Data)}
-		at := place{rec.Consumer, rec.StreamSequence}
+		at := place{rec.Consumer, rec.StreamSequence, d.id}
 		l.records[at] = append(l.records[at], d)
 		l.byID[rec.ID] = d
 		l.r.result.count("records", 1)
@@ -252,9 +257,9 @@ func (l *ledger) readStream(ctx context.Context, name string, f func(jetstream.M
 }
 
 // find reports a finding with the story of the message.
-func (l *ledger) find(class string, at place, id, format string, args ...any) {
-	f := finding{Class: class, Durable: at.durable, Seq: at.seq, ID: id, Detail: fmt.Sprintf(format, args...)}
-	f.Kind = l.r.schedule.decide(id, at.durable, 0).kind
+func (l *ledger) find(class string, at place, format string, args ...any) {
+	f := finding{Class: class, Durable: at.durable, Seq: at.seq, ID: at.id, Detail: fmt.Sprintf(format, args...)}
+	f.Kind = l.r.schedule.decide(at.id, at.durable, 0).kind
 	for _, h := range l.handlings[at] {
 		f.Proof = append(f.Proof, h.String())
 	}
@@ -317,20 +322,25 @@ func (l *ledger) checkPublishes() {
 			}
 			done := len(dead[c.durable][id]) > 0
 			for _, seq := range l.payloads[c.durable][id] {
-				done = done || slices.ContainsFunc(l.handlings[place{c.durable, seq}], (*handling).success)
+				done = done || slices.ContainsFunc(l.handlings[place{c.durable, seq, id}], (*handling).success)
 			}
 			if !done {
-				l.find("lost", place{c.durable, firstOf(l.payloads[c.durable][id])}, id, "acknowledged, neither handled with success nor a dead letter")
+				l.find("lost", place{c.durable, firstOf(l.payloads[c.durable][id]), id}, "acknowledged, neither handled with success nor a dead letter")
 			}
 		}
 		for _, id := range slices.Sorted(maps.Keys(l.payloads[c.durable])) {
-			if seqs := l.payloads[c.durable][id]; len(seqs) > 1 {
-				l.find("stored_twice", place{c.durable, seqs[1]}, id, "the payload came under the sequences %v", seqs)
+			seqs := slices.Clone(l.payloads[c.durable][id])
+			for _, at := range dead[c.durable][id] {
+				if !slices.Contains(seqs, at.seq) {
+					seqs = append(seqs, at.seq)
+				}
 			}
-		}
-		for _, id := range slices.Sorted(maps.Keys(dead[c.durable])) {
-			if all := dead[c.durable][id]; len(all) > 1 {
-				l.find("captured_twice", all[1], id, "%d dead letters of one payload", len(all))
+			if slices.Sort(seqs); len(seqs) > 1 {
+				class := "stored_twice"
+				if c.event == "Fan" { // by the server, which reads it from another stream
+					class = "sourced_twice"
+				}
+				l.find(class, place{c.durable, seqs[1], id}, "the payload came under the sequences %v", seqs)
 			}
 		}
 	}
@@ -391,6 +401,22 @@ func (l *ledger) explained(a, b *handling) string {
 	return ""
 }
 
+// before names what had befallen the process of a handling, or the servers, within a few
+// seconds before it.
+func (l *ledger) before(h *handling) string {
+	seen := make(map[string]bool)
+	for i := range l.r.disturbances {
+		d := &l.r.disturbances[i]
+		if d.of(h.process) && d.Kind != wroteLag && d.Kind != slowServer && d.From.Before(h.at()) && d.To.After(h.at().Add(-ackStored)) {
+			seen[d.Kind] = true
+		}
+	}
+	if len(seen) == 0 {
+		return "nothing"
+	}
+	return strings.Join(slices.Sorted(maps.Keys(seen)), ", ")
+}
+
 // checkHandlings looks at what was handled again after it was decided.
 func (l *ledger) checkHandlings(at place, all []*handling) {
 	slices.SortStableFunc(all, func(a, b *handling) int { return int(a.Time - b.Time) })
@@ -423,7 +449,7 @@ func (l *ledger) checkHandlings(at place, all []*handling) {
 		case a.success():
 			class = "success_repeated"
 		}
-		l.find(class, at, a.ID, "attempt %d decided %s, attempt %d began after it, and nothing explains that", a.Attempt, a.outcome, b.Attempt)
+		l.find(class, at, "attempt %d decided %s, attempt %d began after it, and nothing explains that", a.Attempt, a.outcome, b.Attempt)
 	}
 	if first := all[0]; first.Op != "" {
 		l.checkReplay(at, all)
@@ -435,7 +461,7 @@ func (l *ledger) checkReplay(at place, all []*handling) {
 	first := all[0]
 	d := l.byID[first.Of]
 	if d == nil {
-		l.find("replay_of_nothing", at, first.ID, "there is no dead letter %s", first.Of)
+		l.find("replay_of_nothing", at, "there is no dead letter %s", first.Of)
 		return
 	}
 	for _, c := range d.changes {
@@ -444,11 +470,12 @@ func (l *ledger) checkReplay(at place, all []*handling) {
 		}
 		for _, h := range all {
 			if h.at().After(c.at.Add(lookup)) {
-				l.find("outcome_handled_again", at, h.ID, "%s was stored at %s, and attempt %d began after that", c.Kind, c.at.Format(clock), h.Attempt)
+				l.find("outcome_handled_again", at, "%s was stored at %s, and attempt %d began after that; before it: %s",
+					c.Kind, c.at.Format(clock), h.Attempt, l.before(h))
 			}
 		}
 		if c.Kind == dlq.ChangeResolved && !slices.ContainsFunc(all, (*handling).success) {
-			l.find("resolved_without_success", at, first.ID, "no handling of the replay has succeeded")
+			l.find("resolved_without_success", at, "no handling of the replay has succeeded")
 		}
 	}
 }
@@ -457,12 +484,13 @@ func (l *ledger) checkReplay(at place, all []*handling) {
 func (l *ledger) checkRecords(at place, all []*deadLetter) {
 	d := all[0]
 	if len(all) > 1 {
-		l.find("captured_twice", at, d.id, "%d records", len(all))
+		l.find("captured_twice", at, "%d records", len(all))
 	}
 	handled := l.handlings[at]
 	for _, h := range handled {
 		if h.Op == "" && h.at().After(d.at.Add(lookup)) {
-			l.find("captured_handled_again", at, d.id, "captured at %s, and attempt %d began after that", d.at.Format(clock), h.Attempt)
+			l.find("captured_handled_again", at, "captured at %s, and attempt %d began after that; before it: %s",
+				d.at.Format(clock), h.Attempt, l.before(h))
 		}
 	}
 	l.checkBoth(at, d, handled)
@@ -481,7 +509,7 @@ func (l *ledger) checkBoth(at place, d *deadLetter, handled []*handling) {
 		if later >= 0 && l.explained(h, handled[later]) != "" {
 			continue
 		}
-		l.find("handled_and_dead", at, d.id, "attempt %d by %s succeeded, and the message is a dead letter: %s", h.Attempt, h.process, d.Reason)
+		l.find("handled_and_dead", at, "attempt %d by %s succeeded, and the message is a dead letter: %s", h.Attempt, h.process, d.Reason)
 		return
 	}
 }
@@ -502,12 +530,12 @@ func (l *ledger) checkReason(at place, d *deadLetter, handled []*handling) {
 		case unfinished >= crashes:
 			l.r.result.count("crashed-by-kills", 1)
 		default:
-			l.find("crashed_without_crash", at, d.id, "dead as crashed after %d deliveries, and its handler was cut short %d times", d.Deliveries, unfinished)
+			l.find("crashed_without_crash", at, "dead as crashed after %d deliveries, and its handler was cut short %d times", d.Deliveries, unfinished)
 		}
 		return
 	}
 	if innocent(kind) {
-		l.find("innocent_dead", at, d.id, "a message that always succeeds is dead: %s, %q", d.Reason, d.Error+d.ReasonText)
+		l.find("innocent_dead", at, "a message that always succeeds is dead: %s, %q", d.Reason, d.Error+d.ReasonText)
 		return
 	}
 	want := map[string]dlq.Reason{
@@ -518,7 +546,7 @@ func (l *ledger) checkReason(at place, d *deadLetter, handled []*handling) {
 	text := d.Error + d.ReasonText
 	own := kind == kindNak || kind == kindUndecodable || strings.Contains(text, d.id+" of") || strings.Contains(text, "settle message")
 	if d.Reason != want && !strings.Contains(text, "settle message") || !own {
-		l.find("wrong_reason", at, d.id, "dead as %s, %q; it should be %s", d.Reason, text, want)
+		l.find("wrong_reason", at, "dead as %s, %q; it should be %s", d.Reason, text, want)
 	}
 }
 
@@ -541,15 +569,16 @@ func (l *ledger) checkHistory(at place, d *deadLetter) {
 	}
 	for op, n := range outcomes {
 		if n > 1 {
-			l.find("outcome_twice", at, d.id, "%d outcomes of operation %s", n, op)
+			l.find("outcome_twice", at, "%d outcomes of operation %s", n, op)
 		}
 	}
 	if state == dlq.StateReplaying {
-		l.find("replay_without_outcome", at, d.id, "it is replaying still")
+		l.find("replay_without_outcome", at, "it is replaying still")
 	}
 }
 
-// checkStreams: what was handled or is dead has left work queues and interest streams.
+// checkStreams: what was handled or is dead has left work queues and interest streams,
+// unless servers were disturbed.
 func (l *ledger) checkStreams(ctx context.Context) error {
 	var all []*jetstream.StreamInfo
 	list := l.r.servers.js.ListStreams(ctx)
@@ -560,7 +589,13 @@ func (l *ledger) checkStreams(ctx context.Context) error {
 		return err
 	}
 	for _, s := range all {
-		if s.Config.Retention != jetstream.LimitsPolicy && s.State.Msgs > 0 {
+		if s.Config.Retention == jetstream.LimitsPolicy || s.State.Msgs == 0 {
+			continue
+		}
+		// A server that is killed forgets that it has removed a message, and then
+		// knows all the same that no consumer wants it.
+		l.r.result.count("left", int(s.State.Msgs)) //nolint:gosec // a few thousand
+		if !slices.ContainsFunc(l.r.disturbances, func(d disturbance) bool { return d.Process == "" && d.Kind != slowServer }) {
 			l.r.result.find(finding{Class: "left_in_stream", Detail: fmt.Sprintf("%s has %d messages left", s.Config.Name, s.State.Msgs)})
 		}
 	}

@@ -151,7 +151,8 @@ func rows() []struct{ title, counts string } {
 		{"  after a fault of servers", "repeat:server"},
 		{"  for want of CPU", "repeat:lag"},
 		{"  with the error of another in the batch", "repeat:batch"},
-		{"crashed by our kills", "crashed-by-kills"},
+		{"crashed, cut short three times by others", "crashed-by-kills"},
+		{"left in streams after faults of servers", "left"},
 		{"FINDINGS", "findings"},
 	}
 }

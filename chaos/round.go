@@ -70,7 +70,8 @@ type member struct {
 	mu      sync.Mutex
 	process *process
 	life    int
-	killed  bool // by us
+	killed  bool      // by us
+	told    time.Time // when it was told to end
 	ending  bool
 	done    chan struct{} // there is no further process
 }
@@ -217,7 +218,7 @@ func (r *round) startLife(m *member) error {
 		command = "publish"
 	}
 	var err error
-	m.killed = false
+	m.killed, m.told = false, time.Time{}
 	m.process, err = startProcess(r.path(life+".log"), r.bin.self, []string{childVariable + "=1"}, command, file)
 	return err
 }
@@ -230,11 +231,14 @@ func (r *round) supervise(ctx context.Context, m *member) {
 		begin := time.Now()
 		<-p.ended
 		m.mu.Lock()
-		ending, killed := m.ending, m.killed
+		ending, killed, told := m.ending, m.killed, m.told
 		m.mu.Unlock()
+		if told.IsZero() {
+			told = time.Now()
+		}
 		code := p.code()
 		kind := r.result.ended(name, code, killed, ending)
-		r.disturbed(kind, name, time.Now())
+		r.disturbed(kind, name, told)
 		if ending || code == 0 && strings.HasPrefix(m.name, publisherName) {
 			return
 		}
@@ -258,7 +262,7 @@ func (r *round) stopMembers() {
 			m.mu.Unlock()
 			continue
 		}
-		m.ending = true
+		m.ending, m.told = true, time.Now()
 		p := m.process
 		m.mu.Unlock()
 		all.Go(func() {
@@ -278,6 +282,9 @@ func (r *round) stopMembers() {
 	}
 }
 
+// slowServer is a disturbance.
+const slowServer = "slow-server"
+
 // watchServers counts dead letters, and notes when servers take long to answer: leases
 // may end meanwhile.
 func (r *round) watchServers(ctx context.Context) {
@@ -286,7 +293,7 @@ func (r *round) watchServers(ctx context.Context) {
 		begin := time.Now()
 		n, err := r.captured(ctx)
 		if took := time.Since(begin); took > slow || err != nil {
-			r.disturbed("slow-server", "", begin)
+			r.disturbed(slowServer, "", begin)
 		}
 		if err == nil {
 			r.counters.set(countCaptured, n)
@@ -404,6 +411,9 @@ func (r *round) backlog(ctx context.Context) (backlog, error) {
 		}
 		list := stream.ListConsumers(ctx)
 		for c := range list.Info() {
+			if c.Config.Durable == "" {
+				continue // a reader of the tool
+			}
 			b[s.Config.Name+"/"+c.Name] = c.NumPending + uint64(c.NumAckPending) //nolint:gosec // it is no less than 0
 		}
 		if list.Err() != nil {

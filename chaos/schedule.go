@@ -114,10 +114,10 @@ const (
 // The kinds of messages, which say what a handler does.
 const (
 	kindOK          = "ok"
-	kindRetry       = "retry"  // up to three errors, then success
-	kindLate        = "late"   // twelve errors, then success
-	kindSlow        = "slow"   // success after a time about AckWait
-	kindFlip        = "flip"   // works for a while and gives up at the first attempt; success at later ones
+	kindRetry       = "retry"   // up to three errors, then success
+	kindLate        = "late"    // twelve errors, then success
+	kindSlow        = "slow"    // success after a time about AckWait
+	kindFlip        = "flip"    // works for a while and gives up at the first attempt; success at later ones
 	kindGateway     = "gateway" // gives up while the gateway is down, else success
 	kindPermanent   = "permanent"
 	kindFail        = "fail" // an error each time
@@ -153,7 +153,7 @@ type decision struct {
 // random is the same for the same words.
 func (s *schedule) random(words ...string) *rand.Rand {
 	h := fnv.New64a()
-	_, _ = h.Write([]byte(strings.Join(words, "\x00"))) // it cannot fail
+	_, _ = h.Write([]byte(strings.Join(words, "\x00")))                 // it cannot fail
 	return rand.New(rand.NewPCG(s.Seed+uint64(s.Round)<<32, h.Sum64())) //nolint:gosec // a schedule is to be repeatable
 }
 
