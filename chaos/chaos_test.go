@@ -66,14 +66,13 @@ func TestShort(t *testing.T) {
 
 // Schedules that have found something once. One that still does says why; it is not
 // run by default, as it would take its time to tell what is known.
-func TestKept(t *testing.T) {
-	t.Parallel()
+func TestKept(t *testing.T) { //nolint:paralleltest // each needs the machine
 	files, err := filepath.Glob("testdata/kept-*.json")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".json"), func(t *testing.T) { //nolint:paralleltest // each needs the machine
+	for _, file := range files { //nolint:paralleltest // see above
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".json"), func(t *testing.T) {
 			s, err := readSchedule(file)
 			if err != nil {
 				t.Fatal(err)
@@ -136,7 +135,7 @@ func TestLink(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -157,7 +156,7 @@ func TestLink(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { c.Close() })
+		t.Cleanup(func() { _ = c.Close() })
 		return c
 	}
 	echo := func(c net.Conn, wait time.Duration) error {

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -48,7 +49,7 @@ func runCommand() *cobra.Command {
 	f.DurationVar(&o.lasts, "for", 10*time.Minute, "begin no round after this time")
 	f.IntVar(&o.rounds, "rounds", 0, "this many rounds at most; 0: any number")
 	f.IntVar(&o.messages, "messages", 400, "messages of each event and round")
-	f.IntVar(&o.rate, "rate", 60, "publishes a second")
+	f.IntVar(&o.rate, "rate", 0, "publishes a second; 0: as the seed says")
 	f.IntVar(&o.nodes, "nodes", 0, "servers: 1 or 3; 0: as the seed says")
 	f.StringVar(&o.profile, "profile", "", "what the rounds are about: mixed, full, poison, upgrade, servers or stops; empty: one after another")
 	o.flags(cmd, 5, 15*time.Minute)
@@ -121,7 +122,7 @@ func (o *options) runAll(ctx context.Context, say func(string, ...any), next fun
 		if s == nil {
 			break
 		}
-		res, err := o.one(ctx, s, bin, filepath.Join(work, fmt.Sprint(n)), say)
+		res, err := o.one(ctx, s, bin, filepath.Join(work, strconv.Itoa(n)), say)
 		if err != nil {
 			return err
 		}
@@ -149,7 +150,7 @@ func (o *options) runAll(ctx context.Context, say func(string, ...any), next fun
 
 // one runs a round, and keeps its folder if there are findings.
 func (o *options) one(ctx context.Context, s *schedule, bin binaries, dir string, say func(string, ...any)) (*result, error) {
-	say("\nround %d of seed %d: %s, %d server(s), %d messages of each of %d events", s.Round, s.Seed, s.Profile, s.Nodes, s.Messages, len(events()))
+	say("\nround %d of seed %d: %s, %d server(s), %d messages of each of %d events", s.Round, s.Seed, s.Profile, s.Nodes, s.Messages, len(s.events()))
 	for i, f := range s.Faults {
 		say("  fault %d: %s", i+1, f)
 	}

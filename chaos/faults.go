@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -14,18 +15,21 @@ import (
 // longest is more than a round takes.
 const longest = time.Hour
 
-// inject lets each fault begin and end. It returns when everything is published, or
-// nothing more can be, and no fault is left.
+// inject lets each fault begin and end. It returns when everything is published, nothing
+// more is handled, and no fault is left.
 func (r *round) inject(ctx context.Context) {
 	waiting, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var faults sync.WaitGroup
+	var active atomic.Int64
 	for i, f := range r.schedule.Faults {
 		faults.Go(func() {
 			if !r.counters.wait(waiting, f.At, longest) {
 				r.result.fault(f, "not reached")
 				return
 			}
+			active.Add(1)
+			defer active.Add(-1)
 			begin := time.Now()
 			r.say("fault %d: %s", i+1, f)
 			err := r.apply(ctx, f)
@@ -47,8 +51,21 @@ func (r *round) inject(ctx context.Context) {
 			}
 		}
 	}
+	r.quiet(ctx, &active)
 	cancel()
 	faults.Wait()
+}
+
+// quiet waits until nothing has begun for a while, and no fault keeps it from that.
+func (r *round) quiet(ctx context.Context, active *atomic.Int64) {
+	const still = 3 * time.Second
+	last, since := -1, time.Now()
+	for ctx.Err() == nil && time.Since(since) < still {
+		if n := r.counters.get(countBegun); n != last || active.Load() > 0 {
+			last, since = n, time.Now()
+		}
+		wait(ctx, 50*time.Millisecond)
+	}
 }
 
 // hold waits for the end of a fault.

@@ -139,7 +139,7 @@ func (t *tail) readFile(file string, f func(*entry)) error {
 	if err != nil {
 		return err
 	}
-	defer r.Close()
+	defer func() { _ = r.Close() }() // it was only read
 	if _, err := r.ReadAt(b, t.offset[file]); err != nil {
 		return err
 	}

@@ -17,8 +17,8 @@ import (
 
 // A handling is one call of a handler for one message.
 type handling struct {
-	process  string
-	entry              // of its begin
+	entry // of its begin
+
 	end      time.Time // when it decided; zero: it did not
 	outcome  string    // "": the process ended before
 	acked    time.Time // when Ack had returned
@@ -45,10 +45,9 @@ func (h *handling) gaveUp() bool {
 
 func (h *handling) String() string {
 	s := fmt.Sprintf("%s attempt %d by %s, batch %d", h.at().Format(clock), h.Attempt, h.process, h.Batch)
-	switch {
-	case h.outcome == "":
+	if h.outcome == "" {
 		s += ": no outcome"
-	default:
+	} else {
 		s += fmt.Sprintf(": %s at %s", h.outcome, h.end.Format(clock))
 	}
 	if !h.acked.IsZero() {
@@ -90,25 +89,38 @@ type ledger struct {
 	r         *round
 	consumers map[string]consumer
 	acked     map[string]uint64 // by payload: the sequence of its acknowledgement
+	tried     map[string]time.Time
 	handlings map[place][]*handling
 	payloads  map[string]map[string][]uint64 // by durable and payload: sequences, replays left out
 	records   map[place][]*deadLetter
 	byID      map[string]*deadLetter
+	draft     bool // it is read before the end, and counts nothing
 }
 
-func (r *round) reconcile(ctx context.Context) error {
+func (l *ledger) count(what string, n int) {
+	if !l.draft {
+		l.r.result.count(what, n)
+	}
+}
+
+func (r *round) readLedger(ctx context.Context, draft bool) (*ledger, error) {
 	l := &ledger{
-		r: r, consumers: make(map[string]consumer), acked: make(map[string]uint64), handlings: make(map[place][]*handling),
+		r: r, draft: draft, consumers: make(map[string]consumer), acked: make(map[string]uint64), tried: make(map[string]time.Time), handlings: make(map[place][]*handling),
 		payloads: make(map[string]map[string][]uint64), records: make(map[place][]*deadLetter), byID: make(map[string]*deadLetter),
 	}
-	for _, c := range consumers() {
+	for _, c := range r.schedule.consumers() {
 		l.consumers[c.durable] = c
 		l.payloads[c.durable] = make(map[string][]uint64)
 	}
 	if err := l.readJournals(); err != nil {
-		return err
+		return nil, err
 	}
-	if err := l.readDeadLetters(ctx); err != nil {
+	return l, l.readDeadLetters(ctx)
+}
+
+func (r *round) reconcile(ctx context.Context) error {
+	l, err := r.readLedger(ctx, false)
+	if err != nil {
 		return err
 	}
 	l.checkPublishes()
@@ -146,13 +158,17 @@ func (l *ledger) readJournals() error {
 		switch e.What {
 		case wroteAcked:
 			l.acked[e.ID] = e.Seq
-			l.r.result.count("acked", 1)
+			l.count("acked", 1)
+		case wroteTry:
+			if _, ok := l.tried[e.ID]; !ok {
+				l.tried[e.ID] = e.at()
+			}
 		case wroteAbandon:
-			l.r.result.count("abandoned", 1)
+			l.count("abandoned", 1)
 		case wroteLag:
-			l.r.disturbances = append(l.r.disturbances, disturbance{wroteLag, e.process, e.at().Add(-time.Duration(e.For)), e.at()})
+			l.r.note(l.draft, disturbance{wroteLag, e.process, e.at().Add(-time.Duration(e.For)), e.at()})
 		case wroteBegin:
-			h := &handling{process: e.process, entry: *e, style: l.consumers[e.Durable].style}
+			h := &handling{entry: *e, style: l.consumers[e.Durable].style}
 			open[k] = h
 			batches[whole] = append(batches[whole], h)
 			at := place{e.Durable, e.Seq, e.ID}
@@ -160,14 +176,14 @@ func (l *ledger) readJournals() error {
 				l.payloads[e.Durable][e.ID] = append(l.payloads[e.Durable][e.ID], e.Seq)
 			}
 			l.handlings[at] = append(l.handlings[at], h)
-			l.r.result.count("begun", 1)
+			l.count("begun", 1)
 		case wroteOutcome:
 			open[k].outcome, open[k].end = e.Outcome, e.at()
 			if e.Outcome == outcomeExit {
-				l.r.disturbances = append(l.r.disturbances, disturbance{endExit, e.process, e.at(), e.at()})
+				l.r.note(l.draft, disturbance{endExit, e.process, e.at(), e.at()})
 			}
 			if e.Outcome == outcomePanic {
-				l.r.result.count("panics", 1)
+				l.count("panics", 1)
 			}
 		case wroteAck:
 			open[k].acked = e.at()
@@ -200,7 +216,7 @@ func (l *ledger) readDeadLetters(ctx context.Context) error {
 		at := place{rec.Consumer, rec.StreamSequence, d.id}
 		l.records[at] = append(l.records[at], d)
 		l.byID[rec.ID] = d
-		l.r.result.count("records", 1)
+		l.count("records", 1)
 		return nil
 	})
 }
@@ -268,7 +284,7 @@ func (l *ledger) find(class string, at place, format string, args ...any) {
 	}
 	from, to := time.Time{}, time.Time{}
 	if all := l.handlings[at]; len(all) > 0 {
-		from, to = all[0].at().Add(-2*ackWait), all[len(all)-1].at().Add(2*ackWait)
+		from, to = l.sent(all[0]), all[len(all)-1].at().Add(2*ackWait)
 	}
 	processes := make(map[string]bool)
 	for _, h := range l.handlings[at] {
@@ -296,17 +312,17 @@ func (d *disturbance) String() string {
 }
 
 func (d *deadLetter) String() string {
-	s := fmt.Sprintf("%s dead letter %s: %s after %d deliveries, %q %q", d.at.Format(clock), d.ID, d.Reason, d.Deliveries, d.ReasonText, d.Error)
+	var s strings.Builder
+	fmt.Fprintf(&s, "%s dead letter %s: %s after %d deliveries, %q %q", d.at.Format(clock), d.ID, d.Reason, d.Deliveries, d.ReasonText, d.Error)
 	for _, c := range d.changes {
-		s += fmt.Sprintf("; %s %s %s", c.at.Format(clock), c.Kind, c.Operation)
+		fmt.Fprintf(&s, "; %s %s %s", c.at.Format(clock), c.Kind, c.Operation)
 	}
-	return s
+	return s.String()
 }
 
-// checkPublishes: each message that was acknowledged is handled with success or a dead
-// letter, for each consumer of its event.
-func (l *ledger) checkPublishes() {
-	dead := make(map[string]map[string][]place) // by durable and payload
+// dead lists the places of dead letters, by durable and payload.
+func (l *ledger) dead() map[string]map[string][]place {
+	dead := make(map[string]map[string][]place)
 	for at, all := range l.records {
 		for _, d := range all {
 			if dead[at.durable] == nil {
@@ -315,19 +331,37 @@ func (l *ledger) checkPublishes() {
 			dead[at.durable][d.id] = append(dead[at.durable][d.id], at)
 		}
 	}
-	for _, c := range consumers() {
+	return dead
+}
+
+// missing lists what was acknowledged, and neither handled with success nor
+// dead-lettered.
+func (l *ledger) missing() []place {
+	var all []place
+	dead := l.dead()
+	for _, c := range l.r.schedule.consumers() {
 		for _, id := range slices.Sorted(maps.Keys(l.acked)) {
-			if strings.Split(id, "-")[1] != c.event {
+			if strings.Split(id, "-")[1] != c.event || len(dead[c.durable][id]) > 0 {
 				continue
 			}
-			done := len(dead[c.durable][id]) > 0
-			for _, seq := range l.payloads[c.durable][id] {
-				done = done || slices.ContainsFunc(l.handlings[place{c.durable, seq, id}], (*handling).success)
-			}
-			if !done {
-				l.find("lost", place{c.durable, firstOf(l.payloads[c.durable][id]), id}, "acknowledged, neither handled with success nor a dead letter")
+			if !slices.ContainsFunc(l.payloads[c.durable][id], func(seq uint64) bool {
+				return slices.ContainsFunc(l.handlings[place{c.durable, seq, id}], (*handling).success)
+			}) {
+				all = append(all, place{c.durable, firstOf(l.payloads[c.durable][id]), id})
 			}
 		}
+	}
+	return all
+}
+
+// checkPublishes: each message that was acknowledged is handled with success or a dead
+// letter, for each consumer of its event, and under one sequence.
+func (l *ledger) checkPublishes() {
+	for _, at := range l.missing() {
+		l.find("lost", at, "acknowledged, neither handled with success nor a dead letter")
+	}
+	dead := l.dead()
+	for _, c := range l.r.schedule.consumers() {
 		for _, id := range slices.Sorted(maps.Keys(l.payloads[c.durable])) {
 			seqs := slices.Clone(l.payloads[c.durable][id])
 			for _, at := range dead[c.durable][id] {
@@ -335,13 +369,15 @@ func (l *ledger) checkPublishes() {
 					seqs = append(seqs, at.seq)
 				}
 			}
-			if slices.Sort(seqs); len(seqs) > 1 {
-				class := "stored_twice"
-				if c.event == "Fan" { // by the server, which reads it from another stream
-					class = "sourced_twice"
-				}
-				l.find(class, place{c.durable, seqs[1], id}, "the payload came under the sequences %v", seqs)
+			slices.Sort(seqs)
+			if len(seqs) < 2 { //nolint:mnd // one is right
+				continue
 			}
+			class := "stored_twice"
+			if c.event == "Fan" { // by the server, which reads it from another stream
+				class = "sourced_twice"
+			}
+			l.find(class, place{c.durable, seqs[1], id}, "the payload came under the sequences %v", seqs)
 		}
 	}
 }
@@ -362,15 +398,26 @@ const (
 	lookup = 500 * time.Millisecond
 )
 
+// sent returns when the message was published, before which no process had it.
+func (l *ledger) sent(h *handling) time.Time {
+	if d := l.byID[h.Of]; d != nil {
+		for _, c := range d.changes {
+			if c.Kind == dlq.ChangeReplaying && c.Operation == h.Op {
+				return c.at
+			}
+		}
+	}
+	if at, ok := l.tried[h.ID]; ok && h.Op == "" {
+		return at
+	}
+	return h.at().Add(-ackStored)
+}
+
 // explained returns the kind of disturbance that allows b after a, or "". Until when a
 // disturbance of a's process counts depends on what a has decided: an ack is soon with
 // the server, a verdict that waits for its capture is with the process.
 func (l *ledger) explained(a, b *handling) string {
-	from := a.at()
-	if b.at().Before(from) {
-		from = b.at()
-	}
-	from = from.Add(-2 * ackWait)
+	from := l.sent(a)
 	for i := range l.r.disturbances {
 		d := &l.r.disturbances[i]
 		if !d.To.After(from) || d.From.After(b.at()) {
@@ -424,9 +471,9 @@ func (l *ledger) checkHandlings(at place, all []*handling) {
 	for i, a := range all {
 		if a.success() {
 			succeeded++
-			l.r.result.count("success", 1)
+			l.count("success", 1)
 		} else if a.outcome == outcomeOK {
-			l.r.result.count("repeat:batch", 1)
+			l.count("repeat:batch", 1)
 		}
 		if !a.success() && !a.gaveUp() || i == len(all)-1 {
 			continue
@@ -437,8 +484,8 @@ func (l *ledger) checkHandlings(at place, all []*handling) {
 		}
 		if why := l.explained(a, b); why != "" {
 			if a.success() {
-				l.r.result.count("repeats", 1)
-				l.r.result.count("repeat:"+why, 1)
+				l.count("repeats", 1)
+				l.count("repeat:"+why, 1)
 			}
 			continue
 		}
@@ -528,7 +575,7 @@ func (l *ledger) checkReason(at place, d *deadLetter, handled []*handling) {
 		switch {
 		case kind == kindPoison:
 		case unfinished >= crashes:
-			l.r.result.count("crashed-by-kills", 1)
+			l.count("crashed-by-kills", 1)
 		default:
 			l.find("crashed_without_crash", at, "dead as crashed after %d deliveries, and its handler was cut short %d times", d.Deliveries, unfinished)
 		}
@@ -558,13 +605,14 @@ func (l *ledger) checkHistory(at place, d *deadLetter) {
 		state = c.To()
 		switch c.Kind {
 		case dlq.ChangeReplaying:
-			l.r.result.count("replays", 1)
+			l.count("replays", 1)
 		case dlq.ChangeResolved:
-			l.r.result.count("resolved", 1)
+			l.count("resolved", 1)
 			outcomes[c.Operation]++
 		case dlq.ChangeFailedAgain:
-			l.r.result.count("failed_again", 1)
+			l.count("failed_again", 1)
 			outcomes[c.Operation]++
+		default: // it says nothing of what came of a replay
 		}
 	}
 	for op, n := range outcomes {
@@ -594,7 +642,7 @@ func (l *ledger) checkStreams(ctx context.Context) error {
 		}
 		// A server that is killed forgets that it has removed a message, and then
 		// knows all the same that no consumer wants it.
-		l.r.result.count("left", int(s.State.Msgs)) //nolint:gosec // a few thousand
+		l.count("left", int(s.State.Msgs)) //nolint:gosec // a few thousand
 		if !slices.ContainsFunc(l.r.disturbances, func(d disturbance) bool { return d.Process == "" && d.Kind != slowServer }) {
 			l.r.result.find(finding{Class: "left_in_stream", Detail: fmt.Sprintf("%s has %d messages left", s.Config.Name, s.State.Msgs)})
 		}

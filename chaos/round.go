@@ -56,6 +56,15 @@ func (d *disturbance) of(process string) bool {
 	return d.Process == "" || d.Process == process || strings.HasPrefix(process, d.Process+".")
 }
 
+// note adds a disturbance that a journal tells of.
+func (r *round) note(draft bool, d disturbance) {
+	if !draft {
+		r.mu.Lock()
+		r.disturbances = append(r.disturbances, d)
+		r.mu.Unlock()
+	}
+}
+
 func (r *round) disturbed(kind, process string, from time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -376,7 +385,8 @@ func (r *round) runTool(ctx context.Context, args ...string) (code int, err erro
 	for i, k := range r.tool {
 		addrs[i] = k.addr()
 	}
-	p, err := startProcess(r.path("monotel.log"), r.bin.monotel, []string{"NATS_URL=" + r.servers.url(addrs...)}, append([]string{"dlq"}, args...)...)
+	env := []string{"NATS_URL=" + r.servers.url(addrs...)}
+	p, err := startProcess(r.path("monotel.log"), r.bin.monotel, env, append([]string{"dlq"}, args...)...)
 	if err != nil {
 		return 0, err
 	}
@@ -462,8 +472,22 @@ func (r *round) drain(ctx context.Context) {
 			r.stuck(ctx, last)
 			return
 		}
+		// What a stream has not yet read from its source is in no backlog.
+		if empty == settled && r.incomplete(ctx) {
+			empty = 0
+		}
 		wait(ctx, 200*time.Millisecond)
 	}
+}
+
+// incomplete reports whether something is still to be handled, as far as that can be read.
+func (r *round) incomplete(ctx context.Context) bool {
+	l, err := r.readLedger(ctx, true)
+	if err != nil {
+		r.say("read what was done so far: %v", err)
+		return true
+	}
+	return len(l.missing()) > 0
 }
 
 // stuck writes down what the servers say of each consumer.

@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,13 +21,14 @@ type schedule struct {
 	Seed      uint64         `json:"seed"`
 	Round     int            `json:"round"`
 	Profile   string         `json:"profile"`
-	Nodes     int            `json:"nodes"`     // 1, or 3 for a cluster
-	Instances int            `json:"instances"` // processes that consume
-	Messages  int            `json:"messages"`  // of each event
-	Rate      int            `json:"rate"`      // publishes a second, of each publisher
-	Attempts  int            `json:"attempts"`  // MaxAttempts until the upgrade
-	Mix       map[string]int `json:"mix"`       // of 1000 messages, by kind; the others succeed
-	Disk      int            `json:"disk"`      // MiB of a small file system under the store; 0: none
+	Nodes     int            `json:"nodes"`            // 1, or 3 for a cluster
+	Instances int            `json:"instances"`        // processes that consume
+	Messages  int            `json:"messages"`         // of each event
+	Rate      int            `json:"rate"`             // publishes a second, of each publisher
+	Attempts  int            `json:"attempts"`         // MaxAttempts until the upgrade
+	Mix       map[string]int `json:"mix"`              // of 1000 messages, by kind; the others succeed
+	Events    []string       `json:"events,omitempty"` // these alone
+	Disk      int            `json:"disk"`             // MiB of a small file system under the store; 0: none
 	Faults    []fault        `json:"faults"`
 
 	// Of a schedule that is kept.
@@ -74,7 +77,9 @@ func (t trigger) String() string { return fmt.Sprintf("%d %s", t.N, t.Counter) }
 // A duration is text in JSON.
 type duration time.Duration
 
-func (d duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+func (d duration) MarshalText() ([]byte, error) { //nolint:unparam // as encoding.TextMarshaler has it
+	return []byte(time.Duration(d).String()), nil
+}
 
 func (d *duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(string(b))
@@ -154,7 +159,7 @@ type decision struct {
 func (s *schedule) random(words ...string) *rand.Rand {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(strings.Join(words, "\x00")))                 // it cannot fail
-	return rand.New(rand.NewPCG(s.Seed+uint64(s.Round)<<32, h.Sum64())) //nolint:gosec // a schedule is to be repeatable
+	return rand.New(rand.NewPCG(s.Seed+uint64(s.Round)<<32, h.Sum64())) //nolint:gosec // it is to be repeatable
 }
 
 // undecodable is a matter of the payload, and so of all consumers.
@@ -168,12 +173,12 @@ func (s *schedule) decide(id, durable string, replay int) decision {
 		return decision{kind: kindUndecodable}
 	}
 	if replay > 0 {
-		r := s.random("replay", id, durable, fmt.Sprint(replay))
+		r := s.random("replay", id, durable, strconv.Itoa(replay))
 		switch n := r.IntN(100); {
 		case n < 70:
 			return decision{kind: kindOK}
 		case n < 85:
-			return decision{kind: kindRetry, fails: uint64(1 + r.IntN(3))}
+			return decision{kind: kindRetry, fails: 1 + r.Uint64N(3)}
 		case n < 90:
 			return decision{kind: kindSlow, work: between(r, ackWait/2, ackWait*3/2)}
 		}
@@ -188,7 +193,7 @@ func (s *schedule) decide(id, durable string, replay int) decision {
 		d := decision{kind: kind}
 		switch kind {
 		case kindRetry:
-			d.fails = uint64(1 + r.IntN(3))
+			d.fails = 1 + r.Uint64N(3)
 		case kindLate:
 			d.fails = lateAttempts
 		case kindSlow:
@@ -224,7 +229,7 @@ type consumer struct {
 }
 
 // The consumers. Those of Fan name different streams for one event.
-func consumers() []consumer {
+func allConsumers() []consumer {
 	limits := mono.StreamConfig{Retention: mono.LimitsPolicy}
 	interest := mono.StreamConfig{Retention: mono.InterestPolicy}
 	queue := mono.StreamConfig{Retention: mono.WorkQueuePolicy}
@@ -239,7 +244,18 @@ func consumers() []consumer {
 	}
 }
 
-func events() []string { return []string{"Limit", "Interest", "Queue", "Fan"} }
+func allEvents() []string { return []string{"Limit", "Interest", "Queue", "Fan"} }
+
+func (s *schedule) events() []string {
+	if len(s.Events) > 0 {
+		return s.Events
+	}
+	return allEvents()
+}
+
+func (s *schedule) consumers() []consumer {
+	return slices.DeleteFunc(allConsumers(), func(c consumer) bool { return !slices.Contains(s.events(), c.event) })
+}
 
 // replicas of a stream in a cluster: one of them has one.
 func replicas(nodes int, stream string) int {
@@ -291,9 +307,7 @@ func profiles() []profile {
 			kindRetry: 40, kindSlow: 4, kindFlip: 4, kindGateway: 20, kindPermanent: 20, kindFail: 6, kindPanic: 6, kindTerm: 10,
 			kindNak: 6, kindPoison: 1, kindUndecodable: 15,
 		}
-		for k, v := range more {
-			m[k] = v
-		}
+		maps.Copy(m, more)
 		return m
 	}
 	return []profile{
@@ -330,6 +344,9 @@ func newSchedule(seed uint64, round int, o options) *schedule {
 		p = all[i]
 	}
 	s.Profile, s.Attempts, s.Mix = p.name, p.attempts, p.mix
+	if s.Rate == 0 {
+		s.Rate = []int{30, 60, 200, 400}[r.IntN(4)]
+	}
 	if o.nodes == 0 && r.IntN(2) == 0 || o.nodes == 3 {
 		s.Nodes = 3
 	}
@@ -354,7 +371,7 @@ func newSchedule(seed uint64, round int, o options) *schedule {
 // newFault draws when and whom a fault meets. It reports false if the kind does not
 // exist with these servers.
 func (s *schedule) newFault(r *rand.Rand, kind string) (fault, bool) {
-	published := s.Messages * len(events())
+	published := s.Messages * len(s.events())
 	at := func(from, to int) trigger { // in percent of what is published
 		return trigger{countAcked, published * (from + r.IntN(to-from)) / 100}
 	}

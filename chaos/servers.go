@@ -45,20 +45,25 @@ type node struct {
 	port, routes int
 	config, log  string
 	process      *process // nil while it is down
-	stopped      bool
-	links        []*link // of its routes, both ways
+	links        []*link  // of its routes, both ways
 }
 
 // freePorts are free now, and were not given before.
 func freePorts(ctx context.Context, n int) ([]int, error) {
 	ports := make([]int, n)
+	var all []net.Listener
+	defer func() { // at once, so that they differ
+		for _, l := range all {
+			_ = l.Close() // it has told its port
+		}
+	}()
 	for i := range ports {
 		var lc net.ListenConfig
 		l, err := lc.Listen(ctx, "tcp", loopback+":0")
 		if err != nil {
 			return nil, err
 		}
-		defer l.Close() //nolint:revive // all at once, so that they differ
+		all = append(all, l)
 		addr, ok := l.Addr().(*net.TCPAddr)
 		if !ok {
 			return nil, fmt.Errorf("listens on %v", l.Addr())
@@ -96,7 +101,8 @@ func startServers(ctx context.Context, binary, dir string, n int, store *disk) (
 			return s, err
 		}
 	}
-	return s, s.connect(ctx)
+	err = s.connect(ctx)
+	return s, err
 }
 
 // configure writes the configuration of a node. Each pair of nodes has a link of its
@@ -158,7 +164,8 @@ func (s *servers) connect(ctx context.Context) error {
 		addrs[i] = nd.addr()
 	}
 	err := until(ctx, time.Minute, func(context.Context) (err error) {
-		s.nc, err = nats.Connect(s.url(addrs...), nats.MaxReconnects(-1), nats.ReconnectWait(100*time.Millisecond), nats.IgnoreDiscoveredServers())
+		s.nc, err = nats.Connect(s.url(addrs...), nats.MaxReconnects(-1), nats.ReconnectWait(100*time.Millisecond),
+			nats.IgnoreDiscoveredServers())
 		return err
 	})
 	if err != nil {
@@ -169,7 +176,9 @@ func (s *servers) connect(ctx context.Context) error {
 	}
 	const probe = "PROBE"
 	err = until(ctx, time.Minute, func(ctx context.Context) error {
-		_, err := s.js.CreateStream(ctx, jetstream.StreamConfig{Name: probe, Subjects: []string{"probe"}, Replicas: len(s.nodes), MaxBytes: 1 << 20})
+		_, err := s.js.CreateStream(ctx, jetstream.StreamConfig{
+			Name: probe, Subjects: []string{"probe"}, Replicas: len(s.nodes), MaxBytes: 1 << 20,
+		})
 		return err
 	})
 	if err != nil {

@@ -67,8 +67,8 @@ func event(name string) helper.Event[payload] {
 }
 
 func declared() []mono.BaseEventDefinition {
-	all := make([]mono.BaseEventDefinition, 0, len(events()))
-	for _, name := range events() {
+	all := make([]mono.BaseEventDefinition, 0, len(allEvents()))
+	for _, name := range allEvents() {
 		all = append(all, event(name).ToBase())
 	}
 	return all
@@ -77,7 +77,8 @@ func declared() []mono.BaseEventDefinition {
 // newApp is an App as each process has it.
 func newApp(url string, opts ...mono.Option) (*mono.App, error) {
 	return mono.New(append([]mono.Option{
-		mono.WithNATS(url, nats.IgnoreDiscoveredServers(), nats.ReconnectWait(200*time.Millisecond), nats.ReconnectJitter(50*time.Millisecond, 0)),
+		mono.WithNATS(url, nats.IgnoreDiscoveredServers(), nats.ReconnectWait(200*time.Millisecond),
+			nats.ReconnectJitter(50*time.Millisecond, 0)),
 		mono.WithLogger(slog.New(slog.NewTextHandler(os.Stderr, nil))),
 		mono.WithName("chaos"),
 	}, opts...)...)
@@ -140,7 +141,7 @@ func consume(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	for _, c := range consumers() {
+	for _, c := range j.Schedule.consumers() {
 		if err := app.Register(&module{worker: w, consumer: c}); err != nil {
 			return err
 		}
@@ -160,8 +161,9 @@ type worker struct {
 
 // A module has one durable consumer.
 type module struct {
-	worker *worker
 	consumer
+
+	worker *worker
 }
 
 func (m *module) Name() string {
@@ -179,9 +181,11 @@ func (m *module) RegisterEventConsumers(r mono.EventRegistry) error {
 	stream.Name, stream.MaxBytes = m.stream, 256<<20
 	stream.Replicas = replicas(m.worker.job.Schedule.Nodes, m.stream)
 	cfg := mono.StreamConsumerConfig{
-		Stream:      stream,
-		Consumer:    mono.ConsumerConfig{Durable: m.durable, AckWait: ackWait},
-		Retry:       mono.RetryPolicy{MaxAttempts: m.worker.attempts, Backoff: []time.Duration{100 * time.Millisecond, 300 * time.Millisecond}},
+		Stream:   stream,
+		Consumer: mono.ConsumerConfig{Durable: m.durable, AckWait: ackWait},
+		Retry: mono.RetryPolicy{
+			MaxAttempts: m.worker.attempts, Backoff: []time.Duration{100 * time.Millisecond, 300 * time.Millisecond},
+		},
 		AutoAck:     m.style != acks,
 		Concurrency: 4,
 		Fetch:       mono.FetchConfig{BatchSize: 1, IdleTimeout: 2 * time.Second},
@@ -227,11 +231,8 @@ func (m *module) handleOne(number int64, id string, msg *mono.Msg) error {
 	}
 	note(wroteBegin, "")
 	if d.work > 0 && (d.kind != kindFlip || meta.NumDelivered == 1) {
-		t := time.NewTimer(d.work)
-		defer t.Stop()
-		select {
-		case <-t.C:
-		case <-msg.Context().Done():
+		wait(msg.Context(), d.work)
+		if msg.Context().Err() != nil {
 			note(wroteOutcome, outcomeCancelled)
 			return context.Cause(msg.Context())
 		}
@@ -327,7 +328,7 @@ func publish(ctx context.Context, file string) error {
 		log.write(entry{What: wroteStart})
 		pace := time.NewTicker(time.Second / time.Duration(j.Schedule.Rate))
 		defer pace.Stop()
-		for n := j.From; n < j.Schedule.Messages*len(events()); n++ {
+		for n := j.From; n < j.Schedule.Messages*len(j.Schedule.events()); n++ {
 			select {
 			case <-ctx.Done():
 				return
@@ -341,15 +342,16 @@ func publish(ctx context.Context, file string) error {
 
 func publishOne(ctx context.Context, app *mono.App, log *journal, s *schedule, name string, n int) {
 	const patience, once = time.Minute, 3 * time.Second // the server remembers IDs for two minutes
-	def := event(events()[n%len(events())])
-	id := fmt.Sprintf("%s-%s-%d", name, events()[n%len(events())], n)
+	all := s.events()
+	def := event(all[n%len(all)])
+	id := fmt.Sprintf("%s-%s-%d", name, all[n%len(all)], n)
 	body := fmt.Sprintf(`{"id":%q,"number":%d}`, id, n)
 	if s.undecodable(id) {
 		body = fmt.Sprintf(`{"id":%q,"number":"text"}`, id)
 	}
 	begin := time.Now()
 	for ctx.Err() == nil {
-		log.write(entry{What: wroteTry, ID: id, Seq: uint64(n)})
+		log.write(entry{What: wroteTry, ID: id, Seq: uint64(n)}) //nolint:gosec // from 0
 		attempt, cancel := context.WithTimeout(ctx, once)
 		ack, err := app.Bus().PublishStream(attempt, &mono.Msg{
 			Subject: def.ToBase().Subject, Data: []byte(body), Header: mono.Header{nats.MsgIdHdr: {id}},
