@@ -178,8 +178,11 @@ func TestLink(t *testing.T) {
 		t.Errorf("stalled: %v, want a timeout", err)
 	}
 	k.set(linkOpen)
-	if err := echo(c, time.Minute); err != nil {
-		t.Errorf("open again: %v", err)
+	if err := c.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Errorf("open again: %v, want what was sent before", err)
 	}
 	k.set(linkCut)
 	if err := echo(c, time.Minute); err == nil || os.IsTimeout(err) {

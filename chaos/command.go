@@ -168,8 +168,11 @@ func (o *options) one(ctx context.Context, s *schedule, bin binaries, dir string
 	var b strings.Builder
 	table(&b, res)
 	say("took %v\n%s", res.Took.Round(time.Second), b.String())
+	const shown = 3 // of a class; the others are in the file
+	seen := make(map[string]int)
 	for i := range res.Findings {
-		if f := &res.Findings[i]; i < 10 { //nolint:mnd // the others are in the file
+		f := &res.Findings[i]
+		if seen[f.Class]++; seen[f.Class] <= shown {
 			say("  %s: %s %s seq %d, kind %s: %s\n      %s", f.Class, f.Durable, f.ID, f.Seq, f.Kind, f.Detail, strings.Join(f.Proof, "\n      "))
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -21,11 +22,18 @@ const childVariable = "MONOTEL_CHAOS_CHILD"
 
 func main() { os.Exit(execute(context.Background())) }
 
+// again is how soon a second signal is the same one: a terminal, make and go run may each
+// send it.
+const again = 2 * time.Second
+
 func execute(ctx context.Context) int {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if os.Getenv(childVariable) == "" {
-		context.AfterFunc(ctx, stop) // a second signal ends the process at once
+		context.AfterFunc(ctx, func() {
+			wait(context.WithoutCancel(ctx), again)
+			stop() // from now on a signal ends the process at once
+		})
 	}
 	err := command().ExecuteContext(ctx)
 	if code, ok := errors.AsType[exitError](err); ok {

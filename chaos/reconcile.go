@@ -105,7 +105,8 @@ func (l *ledger) count(what string, n int) {
 
 func (r *round) readLedger(ctx context.Context, draft bool) (*ledger, error) {
 	l := &ledger{
-		r: r, draft: draft, consumers: make(map[string]consumer), acked: make(map[string]uint64), tried: make(map[string]time.Time), handlings: make(map[place][]*handling),
+		r: r, draft: draft, consumers: make(map[string]consumer),
+		acked: make(map[string]uint64), tried: make(map[string]time.Time), handlings: make(map[place][]*handling),
 		payloads: make(map[string]map[string][]uint64), records: make(map[place][]*deadLetter), byID: make(map[string]*deadLetter),
 	}
 	for _, c := range r.schedule.consumers() {
@@ -115,7 +116,8 @@ func (r *round) readLedger(ctx context.Context, draft bool) (*ledger, error) {
 	if err := l.readJournals(); err != nil {
 		return nil, err
 	}
-	return l, l.readDeadLetters(ctx)
+	err := l.readDeadLetters(ctx)
+	return l, err
 }
 
 func (r *round) reconcile(ctx context.Context) error {

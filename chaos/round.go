@@ -373,7 +373,8 @@ func (r *round) resumeOperations(ctx context.Context) error {
 			return err
 		})
 		if err != nil {
-			r.result.find(finding{Class: "operation_not_resumed", Detail: fmt.Sprintf("operation %s, which is %s: %v", op.ID, op.Status, err)})
+			text := fmt.Sprintf("operation %s, which is %s: %v", op.ID, op.Status, err)
+			r.result.find(finding{Class: "operation_not_resumed", Detail: text})
 		}
 	}
 	return nil
