@@ -116,7 +116,7 @@ func (o *options) runAll(ctx context.Context, say func(string, ...any), next fun
 		return err
 	}
 	var all []*result
-	failed := 0
+	failed, examined := 0, make(map[string]bool)
 	for n := 1; ctx.Err() == nil; n++ {
 		s := next(n)
 		if s == nil {
@@ -131,10 +131,15 @@ func (o *options) runAll(ctx context.Context, say func(string, ...any), next fun
 			continue
 		}
 		failed++
-		if o.reruns == 0 && o.reduce == 0 {
+		// Once for each class: what fails in every round would take the time of all.
+		fresh := slices.DeleteFunc(res.classes(), func(class string) bool { return examined[class] })
+		if o.reruns == 0 && o.reduce == 0 || len(fresh) == 0 {
 			continue
 		}
-		if err := o.examine(ctx, res, bin, work, say); err != nil {
+		for _, class := range fresh {
+			examined[class] = true
+		}
+		if err := o.examine(ctx, res, fresh, bin, work, say); err != nil {
 			return err
 		}
 	}
@@ -172,7 +177,8 @@ func (o *options) one(ctx context.Context, s *schedule, bin binaries, dir string
 	seen := make(map[string]int)
 	for i := range res.Findings {
 		f := &res.Findings[i]
-		if seen[f.Class]++; seen[f.Class] <= shown {
+		seen[f.Class]++
+		if seen[f.Class] <= shown {
 			say("  %s: %s %s seq %d, kind %s: %s\n      %s", f.Class, f.Durable, f.ID, f.Seq, f.Kind, f.Detail, strings.Join(f.Proof, "\n      "))
 		}
 	}
@@ -219,8 +225,9 @@ func keep(from, to string) error {
 }
 
 // examine runs a schedule that has failed again, and looks for one with fewer faults.
-func (o *options) examine(ctx context.Context, res *result, bin binaries, work string, say func(string, ...any)) error {
-	classes := res.classes()
+func (o *options) examine(
+	ctx context.Context, res *result, classes []string, bin binaries, work string, say func(string, ...any),
+) error {
 	n := 0
 	fails := func(s *schedule) (bool, error) {
 		n++

@@ -85,6 +85,8 @@ func (r *round) apply(ctx context.Context, f fault) error {
 		return r.signalMember(ctx, f)
 	case faultCut, faultStall:
 		m := r.member(f.Target)
+		m.cuts.Lock()
+		defer m.cuts.Unlock()
 		return r.breakLinks(ctx, f, m.name, m.links)
 	case faultKillServer, faultStopServer, faultRoll, faultDisk, faultCutNode, faultStallNode:
 		r.servers.mu.Lock() // one at a time: of three nodes, two stay
@@ -143,6 +145,10 @@ func (m *member) tell(kill bool) {
 
 func (r *round) signalMember(ctx context.Context, f fault) error {
 	m := r.member(f.Target)
+	if f.Kind == faultStop {
+		m.stops.Lock()
+		defer m.stops.Unlock()
+	}
 	name, p := m.current()
 	switch f.Kind {
 	case faultKill:

@@ -397,7 +397,7 @@ const (
 	ackTravels = 2 * time.Second
 	ackStored  = 10 * time.Second
 	// Between a look at the dead-letter stream and the handler that it lets begin.
-	lookup = 500 * time.Millisecond
+	lookup = time.Second
 )
 
 // sent returns when the message was published, before which no process had it.

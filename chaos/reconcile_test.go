@@ -52,74 +52,91 @@ func TestLedger(t *testing.T) {
 		"handled": {kindOK, story{handlings: []*handling{handled("consumer1.1", 1, 1, outcomeOK)}}, nil, "success"},
 		"lost":    {kindOK, story{}, []string{"lost"}, ""},
 		"killed in the handler, and lost": {
-			kindOK, story{
+			kindOK,
+			story{
 				handlings:    []*handling{handled("consumer1.1", 1, 1, "")},
 				disturbances: []disturbance{disturbedAt(endKill, "consumer1.1", 1.1, 1.1)},
 			},
-			[]string{"lost"}, "",
+			[]string{"lost"},
+			"",
 		},
 		"repeated for no reason": {
-			kindOK, story{handlings: []*handling{handled("consumer1.1", 1, 1, outcomeOK), handled("consumer2.1", 2, 3.2, outcomeOK)}},
-			[]string{"success_repeated"}, "",
+			kindOK,
+			story{handlings: []*handling{handled("consumer1.1", 1, 1, outcomeOK), handled("consumer2.1", 2, 3.2, outcomeOK)}},
+			[]string{"success_repeated"},
+			"",
 		},
 		"repeated after a kill": {
-			kindOK, story{
+			kindOK,
+			story{
 				handlings:    []*handling{handled("consumer1.1", 1, 1, outcomeOK), handled("consumer2.1", 2, 3.2, outcomeOK)},
 				disturbances: []disturbance{disturbedAt(endKill, "consumer1.1", 1.1, 1.2)},
 			},
 			nil, "repeat:kill",
 		},
 		"repeated after a kill that was too late for that": {
-			kindOK, story{
+			kindOK,
+			story{
 				handlings:    []*handling{handled("consumer1.1", 1, 1, outcomeOK), handled("consumer2.1", 2, 9, outcomeOK)},
 				disturbances: []disturbance{disturbedAt(endKill, "consumer1.1", 5, 5)},
 			},
-			[]string{"success_repeated"}, "",
+			[]string{"success_repeated"},
+			"",
 		},
 		"repeated after a kill of somebody else": {
-			kindOK, story{
+			kindOK,
+			story{
 				handlings:    []*handling{handled("consumer1.1", 1, 1, outcomeOK), handled("consumer2.1", 2, 3.2, outcomeOK)},
 				disturbances: []disturbance{disturbedAt(endKill, "publisher1.1", 1.1, 1.2)},
 			},
-			[]string{"success_repeated"}, "",
+			[]string{"success_repeated"},
+			"",
 		},
 		"repeated after an orderly stop": {
-			kindOK, story{
+			kindOK,
+			story{
 				handlings:    []*handling{handled("consumer1.1", 1, 1, outcomeOK), handled("consumer2.1", 2, 3.2, outcomeOK)},
 				disturbances: []disturbance{disturbedAt(endTerm, "consumer1.1", 1.2, 1.3)},
 			},
-			[]string{"success_repeated"}, "",
+			[]string{"success_repeated"},
+			"",
 		},
 		"repeated after the server was killed": {
-			kindOK, story{
+			kindOK,
+			story{
 				handlings:    []*handling{handled("consumer1.1", 1, 1, outcomeOK), handled("consumer2.1", 1, 9, outcomeOK)},
 				disturbances: []disturbance{disturbedAt(faultKillServer, "", 6, 7)},
 			},
 			nil, "repeat:server",
 		},
 		"handled by another while its process was stopped": {
-			kindOK, story{
+			kindOK,
+			story{
 				handlings:    []*handling{handled("consumer2.1", 2, 3, outcomeOK), handled("consumer1.1", 1, 6, outcomeOK)},
 				disturbances: []disturbance{disturbedAt(faultStop, "consumer1.1", 1, 5.5)},
 			},
 			nil, "repeat:stop",
 		},
 		"captured": {
-			kindPermanent, story{
+			kindPermanent,
+			story{
 				handlings: []*handling{handled("consumer1.1", 1, 1, outcomePermanent)},
 				record:    1.2, reason: dlq.ReasonPermanentError, text: "own",
 			},
 			nil, "",
 		},
 		"held, and handled by another": {
-			kindPermanent, story{
+			kindPermanent,
+			story{
 				handlings: []*handling{handled("consumer1.1", 1, 1, outcomePermanent), handled("consumer2.1", 2, 3, outcomePermanent)},
 				record:    3.2, reason: dlq.ReasonPermanentError, text: "own",
 			},
-			[]string{"held_handled_again"}, "",
+			[]string{"held_handled_again"},
+			"",
 		},
 		"held, and handled by another after a stop": {
-			kindPermanent, story{
+			kindPermanent,
+			story{
 				handlings: []*handling{handled("consumer1.1", 1, 1, outcomePermanent), handled("consumer2.1", 2, 30, outcomePermanent)},
 				record:    30.2, reason: dlq.ReasonPermanentError, text: "own",
 				disturbances: []disturbance{disturbedAt(endTerm, "consumer1.1", 20, 21)},
@@ -127,23 +144,28 @@ func TestLedger(t *testing.T) {
 			nil, "",
 		},
 		"captured, then handled": {
-			kindPermanent, story{
+			kindPermanent,
+			story{
 				handlings: []*handling{handled("consumer1.1", 1, 1, outcomePermanent), handled("consumer2.1", 1, 5, outcomePermanent)},
 				record:    1.2, reason: dlq.ReasonPermanentError, text: "own",
 				disturbances: []disturbance{disturbedAt(faultKillServer, "", 1.3, 2)},
 			},
-			[]string{"captured_handled_again"}, "",
+			[]string{"captured_handled_again"},
+			"",
 		},
 		"stopped, handled by another, and captured": {
-			kindFlip, story{
+			kindFlip,
+			story{
 				handlings: []*handling{handled("consumer1.1", 1, 1, outcomePermanent), handled("consumer2.1", 2, 3, outcomeOK)},
 				record:    6, reason: dlq.ReasonPermanentError, text: "own",
 				disturbances: []disturbance{disturbedAt(faultStop, "consumer1.1", 1, 5.5)},
 			},
-			[]string{"handled_and_dead"}, "",
+			[]string{"handled_and_dead"},
+			"",
 		},
 		"its ack was lost, and then it was given up": {
-			kindGateway, story{
+			kindGateway,
+			story{
 				handlings: []*handling{handled("consumer1.1", 1, 1, outcomeOK), handled("consumer2.1", 2, 4, outcomePermanent)},
 				record:    4.2, reason: dlq.ReasonPermanentError, text: "own",
 				disturbances: []disturbance{disturbedAt(endKill, "consumer1.1", 1.1, 1.2)},
@@ -157,13 +179,16 @@ func TestLedger(t *testing.T) {
 			kindFail, story{record: 1, reason: dlq.ReasonAttemptsExhausted, text: "other"}, []string{"wrong_reason"}, "",
 		},
 		"crashed without a crash": {
-			kindFail, story{
+			kindFail,
+			story{
 				handlings: []*handling{handled("consumer1.1", 1, 1, outcomeError)}, record: 3, reason: dlq.ReasonCrashed,
 			},
-			[]string{"crashed_without_crash"}, "",
+			[]string{"crashed_without_crash"},
+			"",
 		},
 		"cut short three times": {
-			kindOK, story{
+			kindOK,
+			story{
 				handlings: []*handling{
 					handled("consumer1.1", 1, 1, ""), handled("consumer1.2", 2, 4, ""), handled("consumer1.3", 3, 7, ""),
 				},

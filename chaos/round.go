@@ -76,6 +76,8 @@ type member struct {
 	name  string
 	links []*link // to each node
 
+	stops, cuts sync.Mutex // one at a time: the end of one would end the other
+
 	mu      sync.Mutex
 	process *process
 	life    int
@@ -156,6 +158,8 @@ func runRound(ctx context.Context, s *schedule, bin binaries, dir string, say fu
 	}
 	r.drain(ctx)
 	r.stopMembers()
+	stopWatching() // what has disturbed whom is complete
+	watch.Wait()
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
