@@ -48,8 +48,8 @@ func runCommand() *cobra.Command {
 	f.IntVar(&o.seeds, "seeds", 1, "rounds of this many seeds by turns: the given one and those that follow it")
 	f.DurationVar(&o.lasts, "for", 10*time.Minute, "begin no round after this time")
 	f.IntVar(&o.rounds, "rounds", 0, "this many rounds at most; 0: any number")
-	f.IntVar(&o.messages, "messages", 400, "messages of each event and round")
-	f.IntVar(&o.rate, "rate", 0, "publishes a second; 0: as the seed says")
+	f.IntVar(&o.messages, "messages", 400, "messages of each event in a round")
+	f.IntVar(&o.rate, "rate", 0, "publishes a second of each publisher; 0: as the seed says")
 	f.IntVar(&o.nodes, "nodes", 0, "servers: 1 or 3; 0: as the seed says")
 	f.StringVar(&o.profile, "profile", "", "what the rounds are about: mixed, full, poison, upgrade, servers or stops; empty: one after another")
 	o.flags(cmd, 5, 15*time.Minute)
@@ -155,7 +155,7 @@ func (o *options) runAll(ctx context.Context, say func(string, ...any), next fun
 
 // one runs a round, and keeps its folder if there are findings.
 func (o *options) one(ctx context.Context, s *schedule, bin binaries, dir string, say func(string, ...any)) (*result, error) {
-	say("\nround %d of seed %d: %s, %d server(s), %d messages of each of %d events", s.Round, s.Seed, s.Profile, s.Nodes, s.Messages, len(s.events()))
+	say("\nround %d of seed %d: %s, %d server(s), %d messages of %d events", s.Round, s.Seed, s.Profile, s.Nodes, s.published(), len(s.events()))
 	for i, f := range s.Faults {
 		say("  fault %d: %s", i+1, f)
 	}

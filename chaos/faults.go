@@ -45,15 +45,37 @@ func (r *round) inject(ctx context.Context) {
 	}
 	for _, m := range r.members {
 		if strings.HasPrefix(m.name, publisherName) {
-			select {
-			case <-m.done:
-			case <-ctx.Done():
-			}
+			r.awaitPublisher(ctx, m)
 		}
 	}
 	r.quiet(ctx, &active)
 	cancel()
 	faults.Wait()
+}
+
+// awaitPublisher waits until a publisher is through. One that publishes nothing for longer
+// than any fault lasts is a finding, and is ended.
+func (r *round) awaitPublisher(ctx context.Context, m *member) {
+	const still = 3 * time.Minute
+	last, since := -1, time.Now()
+	for ctx.Err() == nil {
+		select {
+		case <-m.done:
+			return
+		default:
+		}
+		if n := r.counters.get(countAcked); n != last {
+			last, since = n, time.Now()
+		}
+		if time.Since(since) > still {
+			r.result.find(finding{Class: "publish_stuck", Detail: fmt.Sprintf("%s: nothing was acknowledged for %v", m.name, still)})
+			if err := r.endMember(m); err != nil {
+				r.say("%v", err)
+			}
+			return
+		}
+		wait(ctx, 100*time.Millisecond)
+	}
 }
 
 // quiet waits until nothing has begun for a while, and no fault keeps it from that.

@@ -563,13 +563,28 @@ func (l *ledger) checkBoth(at place, d *deadLetter, handled []*handling) {
 	}
 }
 
+// cutShort reports whether a handling may have ended without an outcome for monotel: the
+// process ended in it, or nothing could be sent when it had decided.
+func (l *ledger) cutShort(h *handling) bool {
+	if h.outcome == "" || h.outcome == outcomeExit {
+		return true
+	}
+	return slices.ContainsFunc(l.r.disturbances, func(d disturbance) bool {
+		switch d.Kind {
+		case endKill, endExit, endTerm, endStart, endStop, endOther, wroteLag, slowServer:
+			return false
+		}
+		return d.of(h.process) && d.From.Before(h.end.Add(ackTravels)) && d.To.After(h.at())
+	})
+}
+
 // checkReason: a message is dead for what it did, and not for what others did.
 func (l *ledger) checkReason(at place, d *deadLetter, handled []*handling) {
 	const crashes = 3
 	kind := l.r.schedule.decide(d.id, at.durable, 0).kind
 	unfinished := 0
 	for _, h := range handled {
-		if h.outcome == "" || h.outcome == outcomeExit {
+		if l.cutShort(h) {
 			unfinished++
 		}
 	}

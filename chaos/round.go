@@ -186,7 +186,12 @@ func (r *round) start(ctx context.Context) (err error) {
 			return fmt.Errorf("consumer %d does not start, see %s", i+1, r.dir)
 		}
 	}
-	return r.addMember(ctx, publisherName+"1")
+	for i := range max(r.schedule.Publishers, 1) {
+		if err := r.addMember(ctx, fmt.Sprintf("%s%d", publisherName, i+1)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (r *round) addMember(ctx context.Context, name string) error {
@@ -270,20 +275,10 @@ func (r *round) supervise(ctx context.Context, m *member) {
 func (r *round) stopMembers() {
 	var all sync.WaitGroup
 	for _, m := range r.members {
-		m.mu.Lock()
-		if m.ending {
-			m.mu.Unlock()
-			continue
-		}
-		m.ending, m.told = true, time.Now()
-		p := m.process
-		m.mu.Unlock()
 		all.Go(func() {
-			p.signal(syscall.SIGCONT)
-			if err := p.end(syscall.SIGTERM, orderly+10*time.Second); err != nil {
+			if err := r.endMember(m); err != nil {
 				r.result.find(finding{Class: "stop_failed", Detail: fmt.Sprintf("%s: %v", m.name, err)})
 			}
-			<-m.done
 			for _, k := range m.links {
 				k.close()
 			}
@@ -293,6 +288,23 @@ func (r *round) stopMembers() {
 	for _, k := range r.tool {
 		k.close()
 	}
+}
+
+// endMember ends a member for good. It may be called again.
+func (r *round) endMember(m *member) error {
+	m.mu.Lock()
+	if m.ending {
+		m.mu.Unlock()
+		<-m.done
+		return nil
+	}
+	m.ending, m.told = true, time.Now()
+	p := m.process
+	m.mu.Unlock()
+	p.signal(syscall.SIGCONT)
+	err := p.end(syscall.SIGTERM, orderly+10*time.Second)
+	<-m.done
+	return err
 }
 
 // slowServer is a disturbance.
@@ -330,21 +342,11 @@ func (r *round) captured(ctx context.Context) (int, error) {
 	return int(s.CachedInfo().State.Msgs), nil //nolint:gosec // a few thousand
 }
 
-// heal repairs everything, and waits until all is published.
+// heal waits until the servers are back, and goes on with what operators have begun.
 func (r *round) heal(ctx context.Context) error {
 	for _, nd := range r.servers.nodes {
 		if err := r.servers.ready(ctx, nd); err != nil {
 			return fmt.Errorf("%s is not back: %w", nd.name, err)
-		}
-	}
-	for _, m := range r.members {
-		if !strings.HasPrefix(m.name, publisherName) {
-			continue
-		}
-		select {
-		case <-m.done:
-		case <-ctx.Done():
-			return context.Cause(ctx)
 		}
 	}
 	return r.resumeOperations(ctx)

@@ -18,18 +18,19 @@ import (
 // A schedule is one round: the servers, the messages and the faults. Everything in it
 // follows from a seed, and a schedule runs again from its file.
 type schedule struct {
-	Seed      uint64         `json:"seed"`
-	Round     int            `json:"round"`
-	Profile   string         `json:"profile"`
-	Nodes     int            `json:"nodes"`            // 1, or 3 for a cluster
-	Instances int            `json:"instances"`        // processes that consume
-	Messages  int            `json:"messages"`         // of each event
-	Rate      int            `json:"rate"`             // publishes a second, of each publisher
-	Attempts  int            `json:"attempts"`         // MaxAttempts until the upgrade
-	Mix       map[string]int `json:"mix"`              // of 1000 messages, by kind; the others succeed
-	Events    []string       `json:"events,omitempty"` // these alone
-	Disk      int            `json:"disk"`             // MiB of a small file system under the store; 0: none
-	Faults    []fault        `json:"faults"`
+	Seed       uint64         `json:"seed"`
+	Round      int            `json:"round"`
+	Profile    string         `json:"profile"`
+	Nodes      int            `json:"nodes"`                // 1, or 3 for a cluster
+	Instances  int            `json:"instances"`            // processes that consume
+	Publishers int            `json:"publishers,omitempty"` // 0: one
+	Messages   int            `json:"messages"`             // of each event and publisher
+	Rate       int            `json:"rate"`                 // publishes a second, of each publisher
+	Attempts   int            `json:"attempts"`             // MaxAttempts until the upgrade
+	Mix        map[string]int `json:"mix"`                  // of 1000 messages, by kind; the others succeed
+	Events     []string       `json:"events,omitempty"`     // these alone
+	Disk       int            `json:"disk"`                 // MiB of a small file system under the store; 0: none
+	Faults     []fault        `json:"faults"`
 
 	// Of a schedule that is kept.
 	Fails []string `json:"fails,omitempty"` // classes of findings it was kept for
@@ -253,6 +254,9 @@ func (s *schedule) events() []string {
 	return allEvents()
 }
 
+// published is how many messages there are in all.
+func (s *schedule) published() int { return s.Messages * len(s.events()) * max(s.Publishers, 1) }
+
 func (s *schedule) consumers() []consumer {
 	return slices.DeleteFunc(allConsumers(), func(c consumer) bool { return !slices.Contains(s.events(), c.event) })
 }
@@ -336,7 +340,7 @@ func profiles() []profile {
 
 // newSchedule makes a round of a run.
 func newSchedule(seed uint64, round int, o options) *schedule {
-	s := &schedule{Seed: seed, Round: round, Instances: 2, Messages: o.messages, Rate: o.rate, Nodes: 1}
+	s := &schedule{Seed: seed, Round: round, Instances: 2, Publishers: 2, Messages: (o.messages + 1) / 2, Rate: o.rate, Nodes: 1}
 	r := s.random("schedule")
 	all := profiles()
 	p := all[(int(seed%1000)+round)%len(all)]
@@ -345,7 +349,7 @@ func newSchedule(seed uint64, round int, o options) *schedule {
 	}
 	s.Profile, s.Attempts, s.Mix = p.name, p.attempts, p.mix
 	if s.Rate == 0 {
-		s.Rate = []int{30, 60, 200, 400}[r.IntN(4)]
+		s.Rate = []int{15, 30, 100, 200}[r.IntN(4)]
 	}
 	if o.nodes == 0 && r.IntN(2) == 0 || o.nodes == 3 {
 		s.Nodes = 3
@@ -371,7 +375,7 @@ func newSchedule(seed uint64, round int, o options) *schedule {
 // newFault draws when and whom a fault meets. It reports false if the kind does not
 // exist with these servers.
 func (s *schedule) newFault(r *rand.Rand, kind string) (fault, bool) {
-	published := s.Messages * len(s.events())
+	published := s.published()
 	at := func(from, to int) trigger { // in percent of what is published
 		return trigger{countAcked, published * (from + r.IntN(to-from)) / 100}
 	}
@@ -380,7 +384,7 @@ func (s *schedule) newFault(r *rand.Rand, kind string) (fault, bool) {
 	worker := fmt.Sprintf("consumer%d", 1+r.IntN(s.Instances))
 	process := worker
 	if r.IntN(4) == 0 {
-		process = "publisher1"
+		process = fmt.Sprintf("%s%d", publisherName, 1+r.IntN(s.Publishers))
 	}
 	node := fmt.Sprintf("node%d", 1+r.IntN(s.Nodes))
 	switch kind {
