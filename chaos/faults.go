@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -234,7 +235,7 @@ func (r *round) disturbServers(ctx context.Context, f fault) error {
 		return nil
 	case faultDisk:
 		if s.disk == nil {
-			return nil // it was said
+			return errors.New("there is no small file system")
 		}
 		if err := s.disk.fill(); err != nil {
 			return err

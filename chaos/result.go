@@ -139,7 +139,7 @@ func rows() []struct{ title, counts string } {
 		{"full dead-letter streams", "fault:dlq-full"},
 		{"upgrades", "fault:upgrade"},
 		{"starts that failed", "ended:start-failed"},
-		{"faults not reached", "not-reached"},
+		{"faults not reached, or failed", "not-reached"},
 		{"captured", "records"},
 		{"replays sent", "replays"},
 		{"replays resolved", "resolved"},
