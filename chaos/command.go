@@ -117,6 +117,12 @@ func (o *options) runAll(ctx context.Context, say func(string, ...any), next fun
 	}
 	var all []*result
 	failed, examined := 0, make(map[string]bool)
+	defer func() { // also after an interrupt
+		say("\n%d of %d rounds have findings", failed, len(all))
+		var b strings.Builder
+		table(&b, all...)
+		say("%s", b.String())
+	}()
 	for n := 1; ctx.Err() == nil; n++ {
 		s := next(n)
 		if s == nil {
@@ -143,10 +149,6 @@ func (o *options) runAll(ctx context.Context, say func(string, ...any), next fun
 			return err
 		}
 	}
-	say("\n%d of %d rounds have findings", failed, len(all))
-	var b strings.Builder
-	table(&b, all...)
-	say("%s", b.String())
 	if failed > 0 {
 		return errFindings
 	}

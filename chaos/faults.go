@@ -211,6 +211,9 @@ func (r *round) disturbServers(ctx context.Context, f fault) error {
 	s := r.servers
 	nd := s.node(f.Target)
 	begin := time.Now()
+	if f.Kind == faultCutNode || f.Kind == faultStallNode {
+		return r.breakLinks(ctx, f, "", nd.links)
+	}
 	defer func() { r.disturbed(f.Kind, "", begin) }()
 	switch f.Kind {
 	case faultKillServer:
@@ -250,7 +253,7 @@ func (r *round) disturbServers(ctx context.Context, f fault) error {
 		}
 		return s.again(ctx, nd)
 	}
-	return r.breakLinks(ctx, f, "", nd.links)
+	return fmt.Errorf("unknown fault of servers %q", f.Kind)
 }
 
 func (s *servers) again(ctx context.Context, nd *node) error {

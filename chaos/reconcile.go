@@ -278,8 +278,17 @@ func (l *ledger) readStream(ctx context.Context, name string, f func(jetstream.M
 func (l *ledger) find(class string, at place, format string, args ...any) {
 	f := finding{Class: class, Durable: at.durable, Seq: at.seq, ID: at.id, Detail: fmt.Sprintf(format, args...)}
 	f.Kind = l.r.schedule.decide(at.id, at.durable, 0).kind
-	for _, h := range l.handlings[at] {
-		f.Proof = append(f.Proof, h.String())
+	for other, all := range l.handlings {
+		if other.durable != at.durable || other.id != at.id {
+			continue
+		}
+		for _, h := range all {
+			text := h.String()
+			if other.seq != at.seq {
+				text += fmt.Sprintf(", as sequence %d", other.seq)
+			}
+			f.Proof = append(f.Proof, text)
+		}
 	}
 	for _, d := range l.records[at] {
 		f.Proof = append(f.Proof, d.String())
