@@ -215,12 +215,25 @@ func (l *ledger) readDeadLetters(ctx context.Context) error {
 			return err
 		}
 		d := &deadLetter{Record: rec, at: meta.Timestamp, id: payloadID(rec.Data)}
+		if rec.Body != dlq.BodyInline {
+			d.id = l.idOf(rec)
+		}
 		at := place{rec.Consumer, rec.StreamSequence, d.id}
 		l.records[at] = append(l.records[at], d)
 		l.byID[rec.ID] = d
 		l.count("records", 1)
 		return nil
 	})
+}
+
+// idOf finds the payload of a record that has none.
+func (l *ledger) idOf(rec *dlq.Record) string {
+	for at := range l.handlings {
+		if at.durable == rec.Consumer && at.seq == rec.StreamSequence {
+			return at.id
+		}
+	}
+	return ""
 }
 
 func payloadID(data []byte) string {
@@ -544,6 +557,9 @@ func (l *ledger) checkRecords(at place, all []*deadLetter) {
 	if len(all) > 1 {
 		l.find("captured_twice", at, "%d records", len(all))
 	}
+	if d.Body != dlq.BodyInline { // they are small
+		l.find("payload_lost", at, "the record has no payload: %s", d.Body)
+	}
 	handled := l.handlings[at]
 	for _, h := range handled {
 		if h.Op == "" && h.at().After(d.at.Add(lookup)) {
@@ -556,6 +572,22 @@ func (l *ledger) checkRecords(at place, all []*deadLetter) {
 	l.checkHistory(at, d)
 }
 
+// ackLost reports whether the ack of a success may not have reached the server, or was
+// forgotten there. Then the message may come back to a process that has given it up
+// before.
+func (l *ledger) ackLost(h *handling) bool {
+	return slices.ContainsFunc(l.r.disturbances, func(d disturbance) bool {
+		late := ackTravels
+		if d.Process == "" {
+			late = ackStored
+		}
+		if d.Kind == endTerm || d.Kind == wroteLag || d.Kind == slowServer { // they lose nothing
+			return false
+		}
+		return d.of(h.process) && !d.To.Before(h.end) && d.From.Before(h.end.Add(late))
+	})
+}
+
 // checkBoth: a message that was handled with success is no dead letter, unless its ack
 // was lost and a later attempt gave it up.
 func (l *ledger) checkBoth(at place, d *deadLetter, handled []*handling) {
@@ -564,7 +596,7 @@ func (l *ledger) checkBoth(at place, d *deadLetter, handled []*handling) {
 			continue
 		}
 		later := slices.IndexFunc(handled, func(g *handling) bool { return g.gaveUp() && g.at().After(h.end) })
-		if later >= 0 && l.explained(h, handled[later]) != "" {
+		if later >= 0 && l.explained(h, handled[later]) != "" || d.at.After(h.end) && l.ackLost(h) {
 			continue
 		}
 		l.find("handled_and_dead", at, "attempt %d by %s succeeded, and the message is a dead letter: %s", h.Attempt, h.process, d.Reason)

@@ -163,6 +163,17 @@ func TestLedger(t *testing.T) {
 			[]string{"handled_and_dead"},
 			"",
 		},
+		"given up, handled by another whose ack was lost, and captured": {
+			kindFlip,
+			story{
+				handlings: []*handling{handled("consumer1.1", 1, 1, outcomePermanent), handled("consumer2.1", 2, 3, outcomeOK)},
+				record:    6, reason: dlq.ReasonPermanentError, text: "own",
+				disturbances: []disturbance{
+					disturbedAt(faultStop, "consumer1.1", 1, 5.5), disturbedAt(endKill, "consumer2.1", 3.1, 3.2),
+				},
+			},
+			nil, "success",
+		},
 		"its ack was lost, and then it was given up": {
 			kindGateway,
 			story{
