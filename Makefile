@@ -33,6 +33,10 @@ ROUNDS      ?= 10
 COMPARISONS ?= 5
 SCALES      ?= 1
 KILLS       ?= 200
+CHAOS_FOR   ?= 10m
+SEEDS       ?= 1
+# That of a run to repeat; without it there is a new one each time.
+CHAOS_SEED  ?=
 # Tests of a package that run at a time. They wait more than they compute.
 PARALLEL    ?= 3
 DEADLETTERS ?= 1000000
@@ -102,7 +106,12 @@ demo: ## start the demo of docs/demo.md, and say where it is; DEMO_IMAGES=built 
 	@deploy/demo $(DEMO_IMAGES)
 
 .PHONY: chaos
-chaos: ## kill a consumer's process KILLS times, for each kind of stream, and look for what is lost
+chaos: ## break everything around Apps in processes of their own for CHAOS_FOR, 10m, with SEEDS seeds, 1, and reconcile each message
+	@echo "==> break everything, for $(CHAOS_FOR)"
+	@cd chaos && go run . run --for $(CHAOS_FOR) --seeds $(SEEDS) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED))
+
+.PHONY: kills
+kills: ## kill a consumer's process KILLS times, for each kind of stream, and look for what is lost
 	@echo "==> kill consumers at random points, $(KILLS) times for each retention"
 	@dir="$$(mktemp -d)" && trap 'rm -rf "$$dir"' EXIT && go test -c -o "$$dir/mono.test" ./mono && \
 	MONO_CHAOS=$(KILLS) "$$dir/mono.test" -test.run='^TestChaos_manyKills$$' -test.parallel=3 -test.timeout=$(TIMEOUT)

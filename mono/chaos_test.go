@@ -861,7 +861,7 @@ func TestChaos_manyKills(t *testing.T) {
 	t.Parallel()
 	kills, err := strconv.Atoi(os.Getenv(chaosKills))
 	if err != nil || kills <= 0 {
-		t.Skipf("set %s to a number of kills, or run make chaos", chaosKills)
+		t.Skipf("set %s to a number of kills, or run make kills", chaosKills)
 	}
 	const inRound = 5
 	for _, retention := range chaosRetentions() {

@@ -1,0 +1,709 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/dlq"
+)
+
+// A handling is one call of a handler for one message.
+type handling struct {
+	entry // of its begin
+
+	end      time.Time // when it decided; zero: it did not
+	outcome  string    // "": the process ended before
+	acked    time.Time // when Ack had returned
+	returned string    // the outcome of its batch
+	style    style
+}
+
+// success reports whether the handler has done the work, and no other message of its
+// batch has made that undone by contract.
+func (h *handling) success() bool {
+	return h.outcome == outcomeOK && (h.style == acks || h.returned == "" || h.returned == outcomeOK)
+}
+
+// gaveUp reports whether the message is to be dead-lettered.
+func (h *handling) gaveUp() bool {
+	switch h.outcome {
+	case outcomePermanent, outcomeTerm:
+		return true
+	case outcomeError, outcomePanic, outcomeNak:
+		return h.Attempt >= uint64(h.Max) //nolint:gosec // 5 or 20
+	}
+	return false
+}
+
+func (h *handling) String() string {
+	s := fmt.Sprintf("%s attempt %d by %s, batch %d", h.at().Format(clock), h.Attempt, h.process, h.Batch)
+	if h.outcome == "" {
+		s += ": no outcome"
+	} else {
+		s += fmt.Sprintf(": %s at %s", h.outcome, h.end.Format(clock))
+	}
+	if !h.acked.IsZero() {
+		s += ", acked"
+	}
+	if h.returned != "" && h.returned != h.outcome {
+		s += ", its batch: " + h.returned
+	}
+	if h.Op != "" {
+		s += fmt.Sprintf(", replay %d of %s by %s", h.Replay, h.Of, h.Op)
+	}
+	return s
+}
+
+const clock = "15:04:05.000"
+
+// A place is a message as a consumer sees it.
+type place struct {
+	durable string
+	seq     uint64
+	id      string // of the payload: a server that loses its last writes gives a sequence twice
+}
+
+// A deadLetter is a record with its history.
+type deadLetter struct {
+	*dlq.Record
+	id      string // of the payload
+	at      time.Time
+	changes []change
+}
+
+type change struct {
+	*dlq.Change
+	at time.Time
+}
+
+// A ledger is all that was written down.
+type ledger struct {
+	r         *round
+	consumers map[string]consumer
+	acked     map[string]uint64 // by payload: the sequence of its acknowledgement
+	tried     map[string]time.Time
+	handlings map[place][]*handling
+	payloads  map[string]map[string][]uint64 // by durable and payload: sequences, replays left out
+	records   map[place][]*deadLetter
+	byID      map[string]*deadLetter
+	draft     bool // it is read before the end, and counts nothing
+}
+
+func (l *ledger) count(what string, n int) {
+	if !l.draft {
+		l.r.result.count(what, n)
+	}
+}
+
+func (r *round) readLedger(ctx context.Context, draft bool) (*ledger, error) {
+	l := &ledger{
+		r: r, draft: draft, consumers: make(map[string]consumer),
+		acked: make(map[string]uint64), tried: make(map[string]time.Time), handlings: make(map[place][]*handling),
+		payloads: make(map[string]map[string][]uint64), records: make(map[place][]*deadLetter), byID: make(map[string]*deadLetter),
+	}
+	for _, c := range r.schedule.consumers() {
+		l.consumers[c.durable] = c
+		l.payloads[c.durable] = make(map[string][]uint64)
+	}
+	if err := l.readJournals(); err != nil {
+		return nil, err
+	}
+	err := l.readDeadLetters(ctx)
+	return l, err
+}
+
+func (r *round) reconcile(ctx context.Context) error {
+	l, err := r.readLedger(ctx, false)
+	if err != nil {
+		return err
+	}
+	l.checkPublishes()
+	for _, at := range l.places() {
+		l.checkHandlings(at, l.handlings[at])
+	}
+	for _, at := range slices.SortedFunc(maps.Keys(l.records), comparePlaces) {
+		l.checkRecords(at, l.records[at])
+	}
+	return l.checkStreams(ctx)
+}
+
+func comparePlaces(a, b place) int {
+	if c := strings.Compare(a.durable, b.durable); c != 0 {
+		return c
+	}
+	return cmp.Or(cmp.Compare(a.seq, b.seq), strings.Compare(a.id, b.id))
+}
+
+func (l *ledger) places() []place { return slices.SortedFunc(maps.Keys(l.handlings), comparePlaces) }
+
+func (l *ledger) readJournals() error {
+	type key struct {
+		process, durable string
+		batch            int64
+		seq              uint64
+	}
+	open := make(map[key]*handling)
+	batches := make(map[key][]*handling)
+	t := tail{dir: l.r.path("journal"), offset: make(map[string]int64)}
+	return t.read(func(e *entry) {
+		k := key{e.process, e.Durable, e.Batch, e.Seq}
+		whole := k
+		whole.seq = 0
+		switch e.What {
+		case wroteAcked:
+			l.acked[e.ID] = e.Seq
+			l.count("acked", 1)
+		case wroteTry:
+			if _, ok := l.tried[e.ID]; !ok {
+				l.tried[e.ID] = e.at()
+			}
+		case wroteAbandon:
+			l.count("abandoned", 1)
+		case wroteLag:
+			l.r.note(l.draft, disturbance{wroteLag, e.process, e.at().Add(-time.Duration(e.For)), e.at()})
+		case wroteBegin:
+			h := &handling{entry: *e, style: l.consumers[e.Durable].style}
+			open[k] = h
+			batches[whole] = append(batches[whole], h)
+			at := place{e.Durable, e.Seq, e.ID}
+			if len(l.handlings[at]) == 0 && e.Op == "" {
+				l.payloads[e.Durable][e.ID] = append(l.payloads[e.Durable][e.ID], e.Seq)
+			}
+			l.handlings[at] = append(l.handlings[at], h)
+			l.count("begun", 1)
+		case wroteOutcome:
+			open[k].outcome, open[k].end = e.Outcome, e.at()
+			if e.Outcome == outcomeExit {
+				l.r.note(l.draft, disturbance{endExit, e.process, e.at(), e.at()})
+			}
+			if e.Outcome == outcomePanic {
+				l.count("panics", 1)
+			}
+		case wroteAck:
+			open[k].acked = e.at()
+		case wroteReturn:
+			for _, h := range batches[whole] {
+				h.returned = e.Outcome
+			}
+		}
+	})
+}
+
+// readDeadLetters reads the whole stream in order.
+func (l *ledger) readDeadLetters(ctx context.Context) error {
+	return l.readStream(ctx, deadLetters, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
+		if dlq.IsChange(m.Headers()) {
+			c, err := dlq.DecodeChange(m.Headers(), m.Data())
+			if err != nil {
+				return err
+			}
+			if d := l.byID[m.Headers().Get(dlq.HeaderID)]; d != nil {
+				d.changes = append(d.changes, change{c, meta.Timestamp})
+			}
+			return nil
+		}
+		rec, err := dlq.Decode(m.Headers(), m.Data())
+		if err != nil {
+			return err
+		}
+		d := &deadLetter{Record: rec, at: meta.Timestamp, id: payloadID(rec.Data)}
+		if rec.Body != dlq.BodyInline {
+			d.id = l.idOf(rec)
+		}
+		at := place{rec.Consumer, rec.StreamSequence, d.id}
+		l.records[at] = append(l.records[at], d)
+		l.byID[rec.ID] = d
+		l.count("records", 1)
+		return nil
+	})
+}
+
+// idOf finds the payload of a record that has none.
+func (l *ledger) idOf(rec *dlq.Record) string {
+	for at := range l.handlings {
+		if at.durable == rec.Consumer && at.seq == rec.StreamSequence {
+			return at.id
+		}
+	}
+	return ""
+}
+
+func payloadID(data []byte) string {
+	var p struct {
+		ID string `json:"id"`
+	}
+	if json.Unmarshal(data, &p) != nil {
+		return string(data)
+	}
+	return p.ID
+}
+
+func (l *ledger) readStream(ctx context.Context, name string, f func(jetstream.Msg, *jetstream.MsgMetadata) error) error {
+	var stream jetstream.Stream
+	err := until(ctx, time.Minute, func(ctx context.Context) (err error) {
+		stream, err = l.r.servers.js.Stream(ctx, name)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	left := stream.CachedInfo().State.Msgs
+	if left == 0 {
+		return nil
+	}
+	c, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
+	if err != nil {
+		return err
+	}
+	it, err := c.Messages()
+	if err != nil {
+		return err
+	}
+	defer it.Stop()
+	for ; left > 0; left-- {
+		m, err := it.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return err
+		}
+		meta, err := m.Metadata()
+		if err != nil {
+			return err
+		}
+		if err := f(m, meta); err != nil {
+			return fmt.Errorf("message %d of %s: %w", meta.Sequence.Stream, name, err)
+		}
+		if meta.NumPending == 0 {
+			break
+		}
+	}
+	return nil
+}
+
+// find reports a finding with the story of the message.
+func (l *ledger) find(class string, at place, format string, args ...any) {
+	f := finding{Class: class, Durable: at.durable, Seq: at.seq, ID: at.id, Detail: fmt.Sprintf(format, args...)}
+	f.Kind = l.r.schedule.decide(at.id, at.durable, 0).kind
+	for other, all := range l.handlings {
+		if other.durable != at.durable || other.id != at.id {
+			continue
+		}
+		for _, h := range all {
+			text := h.String()
+			if other.seq != at.seq {
+				text += fmt.Sprintf(", as sequence %d", other.seq)
+			}
+			f.Proof = append(f.Proof, text)
+		}
+	}
+	for _, d := range l.records[at] {
+		f.Proof = append(f.Proof, d.String())
+	}
+	from, to := time.Time{}, time.Time{}
+	if all := l.handlings[at]; len(all) > 0 {
+		from, to = l.sent(all[0]), all[len(all)-1].at().Add(2*ackWait)
+	}
+	processes := make(map[string]bool)
+	for _, h := range l.handlings[at] {
+		processes[h.process] = true
+	}
+	for _, d := range l.r.disturbances {
+		concerns := d.Process == ""
+		for p := range processes {
+			concerns = concerns || d.of(p)
+		}
+		if concerns && d.To.After(from) && d.From.Before(to) {
+			f.Proof = append(f.Proof, d.String())
+		}
+	}
+	slices.Sort(f.Proof)
+	l.r.result.find(f)
+}
+
+func (d *disturbance) String() string {
+	who := d.Process
+	if who == "" {
+		who = "the servers"
+	}
+	return fmt.Sprintf("%s %s of %s until %s", d.From.Format(clock), d.Kind, who, d.To.Format(clock))
+}
+
+func (d *deadLetter) String() string {
+	var s strings.Builder
+	fmt.Fprintf(&s, "%s dead letter %s: %s after %d deliveries, %q %q", d.at.Format(clock), d.ID, d.Reason, d.Deliveries, d.ReasonText, d.Error)
+	for _, c := range d.changes {
+		fmt.Fprintf(&s, "; %s %s %s", c.at.Format(clock), c.Kind, c.Operation)
+	}
+	return s.String()
+}
+
+// dead lists the places of dead letters, by durable and payload.
+func (l *ledger) dead() map[string]map[string][]place {
+	dead := make(map[string]map[string][]place)
+	for at, all := range l.records {
+		for _, d := range all {
+			if dead[at.durable] == nil {
+				dead[at.durable] = make(map[string][]place)
+			}
+			dead[at.durable][d.id] = append(dead[at.durable][d.id], at)
+		}
+	}
+	return dead
+}
+
+// missing lists what was acknowledged, and neither handled with success nor
+// dead-lettered.
+func (l *ledger) missing() []place {
+	var all []place
+	dead := l.dead()
+	for _, c := range l.r.schedule.consumers() {
+		for _, id := range slices.Sorted(maps.Keys(l.acked)) {
+			if strings.Split(id, "-")[1] != c.event || len(dead[c.durable][id]) > 0 {
+				continue
+			}
+			if !slices.ContainsFunc(l.payloads[c.durable][id], func(seq uint64) bool {
+				return slices.ContainsFunc(l.handlings[place{c.durable, seq, id}], (*handling).success)
+			}) {
+				all = append(all, place{c.durable, firstOf(l.payloads[c.durable][id]), id})
+			}
+		}
+	}
+	return all
+}
+
+// checkPublishes: each message that was acknowledged is handled with success or a dead
+// letter, for each consumer of its event, and under one sequence.
+func (l *ledger) checkPublishes() {
+	for _, at := range l.missing() {
+		l.find("lost", at, "acknowledged, neither handled with success nor a dead letter")
+	}
+	dead := l.dead()
+	for _, c := range l.r.schedule.consumers() {
+		for _, id := range slices.Sorted(maps.Keys(l.payloads[c.durable])) {
+			seqs := slices.Clone(l.payloads[c.durable][id])
+			for _, at := range dead[c.durable][id] {
+				if !slices.Contains(seqs, at.seq) {
+					seqs = append(seqs, at.seq)
+				}
+			}
+			slices.Sort(seqs)
+			if len(seqs) < 2 { //nolint:mnd // one is right
+				continue
+			}
+			class := "stored_twice"
+			if c.event == "Fan" { // by the server, which reads it from another stream
+				class = "sourced_twice"
+			}
+			l.find(class, place{c.durable, seqs[1], id}, "the payload came under the sequences %v", seqs)
+		}
+	}
+}
+
+func firstOf(seqs []uint64) uint64 {
+	if len(seqs) == 0 {
+		return 0
+	}
+	return seqs[0]
+}
+
+// How long after its end a handling's ack may be lost with the process, the link or the
+// server that it was on.
+const (
+	ackTravels = 2 * time.Second
+	ackStored  = 10 * time.Second
+	// Between a look at the dead-letter stream and the handler that it lets begin.
+	lookup = time.Second
+)
+
+// sent returns when the message was published, before which no process had it.
+func (l *ledger) sent(h *handling) time.Time {
+	if d := l.byID[h.Of]; d != nil {
+		for _, c := range d.changes {
+			if c.Kind == dlq.ChangeReplaying && c.Operation == h.Op {
+				return c.at
+			}
+		}
+	}
+	if at, ok := l.tried[h.ID]; ok && h.Op == "" {
+		return at
+	}
+	return h.at().Add(-ackStored)
+}
+
+// explained returns the kind of disturbance that allows b after a, or "". Until when a
+// disturbance of a's process counts depends on what a has decided: an ack is soon with
+// the server, a verdict that waits for its capture is with the process.
+func (l *ledger) explained(a, b *handling) string {
+	from := l.sent(a)
+	for i := range l.r.disturbances {
+		d := &l.r.disturbances[i]
+		if !d.To.After(from) || d.From.After(b.at()) {
+			continue
+		}
+		ofA, ofB := d.of(a.process), d.of(b.process)
+		switch {
+		case !ofA && !ofB:
+			continue
+		case a.success() && a.Op == "":
+			// An orderly stop sends the acks.
+			late := d.From.Sub(a.end)
+			if d.Kind == endTerm || d.Process == "" && late > ackStored || d.Process != "" && late > ackTravels {
+				continue
+			}
+		case !ofA && d.From.After(a.end) && d.Process != "":
+			continue // a verdict is with its process, whatever happens to others
+		}
+		switch {
+		case d.Process == "":
+			return "server"
+		case d.Kind == faultCut || d.Kind == faultStall || d.Kind == faultStop || d.Kind == wroteLag:
+			return d.Kind
+		case ofA:
+			return d.Kind // its end
+		}
+	}
+	return ""
+}
+
+// before names what had befallen the process of a handling, or the servers, within a few
+// seconds before it.
+func (l *ledger) before(h *handling) string {
+	seen := make(map[string]bool)
+	for i := range l.r.disturbances {
+		d := &l.r.disturbances[i]
+		if d.of(h.process) && d.Kind != wroteLag && d.Kind != slowServer && d.From.Before(h.at()) && d.To.After(h.at().Add(-ackStored)) {
+			seen[d.Kind] = true
+		}
+	}
+	if len(seen) == 0 {
+		return "nothing"
+	}
+	return strings.Join(slices.Sorted(maps.Keys(seen)), ", ")
+}
+
+// checkHandlings looks at what was handled again after it was decided.
+func (l *ledger) checkHandlings(at place, all []*handling) {
+	slices.SortStableFunc(all, func(a, b *handling) int { return int(a.Time - b.Time) })
+	succeeded := 0
+	for i, a := range all {
+		if a.success() {
+			succeeded++
+			l.count("success", 1)
+		} else if a.outcome == outcomeOK {
+			l.count("repeat:batch", 1)
+		}
+		if !a.success() && !a.gaveUp() || i == len(all)-1 {
+			continue
+		}
+		b := all[i+1]
+		if a.Op != b.Op {
+			continue // cannot be: a replay has a sequence of its own
+		}
+		if why := l.explained(a, b); why != "" {
+			if a.success() {
+				l.count("repeats", 1)
+				l.count("repeat:"+why, 1)
+			}
+			continue
+		}
+		class := "held_handled_again"
+		switch {
+		case a.success() && a.Op != "":
+			class = "replay_handled_again"
+		case a.success():
+			class = "success_repeated"
+		}
+		l.find(class, at, "attempt %d decided %s, attempt %d began after it, and nothing explains that", a.Attempt, a.outcome, b.Attempt)
+	}
+	if first := all[0]; first.Op != "" {
+		l.checkReplay(at, all)
+	}
+}
+
+// checkReplay: the outcome of a replay is stored once, and then it is not handled again.
+func (l *ledger) checkReplay(at place, all []*handling) {
+	first := all[0]
+	d := l.byID[first.Of]
+	if d == nil {
+		l.find("replay_of_nothing", at, "there is no dead letter %s", first.Of)
+		return
+	}
+	for _, c := range d.changes {
+		if c.Operation != first.Op || c.Kind != dlq.ChangeResolved && c.Kind != dlq.ChangeFailedAgain {
+			continue
+		}
+		for _, h := range all {
+			if h.at().After(c.at.Add(lookup)) {
+				l.find("outcome_handled_again", at, "%s was stored at %s, and attempt %d began after that; before it: %s",
+					c.Kind, c.at.Format(clock), h.Attempt, l.before(h))
+			}
+		}
+		if c.Kind == dlq.ChangeResolved && !slices.ContainsFunc(all, (*handling).success) {
+			l.find("resolved_without_success", at, "no handling of the replay has succeeded")
+		}
+	}
+}
+
+// checkRecords looks at the dead letters of one message.
+func (l *ledger) checkRecords(at place, all []*deadLetter) {
+	d := all[0]
+	if len(all) > 1 {
+		l.find("captured_twice", at, "%d records", len(all))
+	}
+	if d.Body != dlq.BodyInline { // they are small
+		l.find("payload_lost", at, "the record has no payload: %s", d.Body)
+	}
+	handled := l.handlings[at]
+	for _, h := range handled {
+		if h.Op == "" && h.at().After(d.at.Add(lookup)) {
+			l.find("captured_handled_again", at, "captured at %s, and attempt %d began after that; before it: %s",
+				d.at.Format(clock), h.Attempt, l.before(h))
+		}
+	}
+	l.checkBoth(at, d, handled)
+	l.checkReason(at, d, handled)
+	l.checkHistory(at, d)
+}
+
+// ackLost reports whether the ack of a success may not have reached the server, or was
+// forgotten there. Then the message may come back to a process that has given it up
+// before.
+func (l *ledger) ackLost(h *handling) bool {
+	return slices.ContainsFunc(l.r.disturbances, func(d disturbance) bool {
+		late := ackTravels
+		if d.Process == "" {
+			late = ackStored
+		}
+		if d.Kind == endTerm || d.Kind == wroteLag || d.Kind == slowServer { // they lose nothing
+			return false
+		}
+		return d.of(h.process) && !d.To.Before(h.end) && d.From.Before(h.end.Add(late))
+	})
+}
+
+// checkBoth: a message that was handled with success is no dead letter, unless its ack
+// was lost and a later attempt gave it up.
+func (l *ledger) checkBoth(at place, d *deadLetter, handled []*handling) {
+	for _, h := range handled {
+		if !h.success() {
+			continue
+		}
+		later := slices.IndexFunc(handled, func(g *handling) bool { return g.gaveUp() && g.at().After(h.end) })
+		if later >= 0 && l.explained(h, handled[later]) != "" || d.at.After(h.end) && l.ackLost(h) {
+			continue
+		}
+		l.find("handled_and_dead", at, "attempt %d by %s succeeded, and the message is a dead letter: %s", h.Attempt, h.process, d.Reason)
+		return
+	}
+}
+
+// cutShort reports whether a handling may have ended without an outcome for monotel: the
+// process ended in it, or nothing could be sent when it had decided.
+func (l *ledger) cutShort(h *handling) bool {
+	if h.outcome == "" || h.outcome == outcomeExit {
+		return true
+	}
+	return slices.ContainsFunc(l.r.disturbances, func(d disturbance) bool {
+		switch d.Kind {
+		case endKill, endExit, endTerm, endStart, endStop, endOther, wroteLag, slowServer:
+			return false
+		}
+		return d.of(h.process) && d.From.Before(h.end.Add(ackTravels)) && d.To.After(h.at())
+	})
+}
+
+// checkReason: a message is dead for what it did, and not for what others did.
+func (l *ledger) checkReason(at place, d *deadLetter, handled []*handling) {
+	const crashes = 3
+	kind := l.r.schedule.decide(d.id, at.durable, 0).kind
+	unfinished := 0
+	for _, h := range handled {
+		if l.cutShort(h) {
+			unfinished++
+		}
+	}
+	if d.Reason == dlq.ReasonCrashed {
+		switch {
+		case kind == kindPoison:
+		case unfinished >= crashes:
+			l.count("crashed-by-kills", 1)
+		default:
+			l.find("crashed_without_crash", at, "dead as crashed after %d deliveries, and its handler was cut short %d times", d.Deliveries, unfinished)
+		}
+		return
+	}
+	if innocent(kind) {
+		l.find("innocent_dead", at, "a message that always succeeds is dead: %s, %q", d.Reason, d.Error+d.ReasonText)
+		return
+	}
+	want := map[string]dlq.Reason{
+		kindPermanent: dlq.ReasonPermanentError, kindFlip: dlq.ReasonPermanentError, kindGateway: dlq.ReasonPermanentError,
+		kindFail: dlq.ReasonAttemptsExhausted, kindLate: dlq.ReasonAttemptsExhausted, kindNak: dlq.ReasonAttemptsExhausted,
+		kindPanic: dlq.ReasonPanic, kindTerm: dlq.ReasonTerminated, kindUndecodable: dlq.ReasonUndecodable, kindPoison: dlq.ReasonCrashed,
+	}[kind]
+	text := d.Error + d.ReasonText
+	own := kind == kindNak || kind == kindUndecodable || strings.Contains(text, d.id+" of") || strings.Contains(text, "settle message")
+	if d.Reason != want && !strings.Contains(text, "settle message") || !own {
+		l.find("wrong_reason", at, "dead as %s, %q; it should be %s", d.Reason, text, want)
+	}
+}
+
+// checkHistory: what was claimed has an outcome, and one.
+func (l *ledger) checkHistory(at place, d *deadLetter) {
+	outcomes := make(map[string]int)
+	state := dlq.StateOpen
+	for _, c := range d.changes {
+		state = c.To()
+		switch c.Kind {
+		case dlq.ChangeReplaying:
+			l.count("replays", 1)
+		case dlq.ChangeResolved:
+			l.count("resolved", 1)
+			outcomes[c.Operation]++
+		case dlq.ChangeFailedAgain:
+			l.count("failed_again", 1)
+			outcomes[c.Operation]++
+		default: // it says nothing of what came of a replay
+		}
+	}
+	for op, n := range outcomes {
+		if n > 1 {
+			l.find("outcome_twice", at, "%d outcomes of operation %s", n, op)
+		}
+	}
+	if state == dlq.StateReplaying {
+		l.find("replay_without_outcome", at, "it is replaying still")
+	}
+}
+
+// checkStreams: what was handled or is dead has left work queues and interest streams,
+// unless servers were disturbed.
+func (l *ledger) checkStreams(ctx context.Context) error {
+	var all []*jetstream.StreamInfo
+	list := l.r.servers.js.ListStreams(ctx)
+	for s := range list.Info() {
+		all = append(all, s)
+	}
+	if err := list.Err(); err != nil {
+		return err
+	}
+	for _, s := range all {
+		if s.Config.Retention == jetstream.LimitsPolicy || s.State.Msgs == 0 {
+			continue
+		}
+		// A server that is killed forgets that it has removed a message, and then
+		// knows all the same that no consumer wants it.
+		l.count("left", int(s.State.Msgs)) //nolint:gosec // a few thousand
+		if !slices.ContainsFunc(l.r.disturbances, func(d disturbance) bool { return d.Process == "" && d.Kind != slowServer }) {
+			l.r.result.find(finding{Class: "left_in_stream", Detail: fmt.Sprintf("%s has %d messages left", s.Config.Name, s.State.Msgs)})
+		}
+	}
+	return nil
+}
