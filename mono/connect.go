@@ -48,6 +48,9 @@ func (r *run) connect(ctx context.Context, url string, opts []nats.Option) error
 		return err
 	}
 	r.nc = nc
+	r.connMu.Lock()
+	r.serverID = nc.ConnectedServerId()
+	r.connMu.Unlock()
 	r.tel.SetServer(nc.ConnectedAddr(), nc)
 	ok := dialer.detach()
 	dialer.started.Store(true)

@@ -159,6 +159,11 @@ func (c *streamConsumer) captureAndTerm(m *Msg, v *verdict) error {
 	// a message from its capture.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.work), captureTimeout)
 	defer cancel()
+	// What is sent without a connection would be stored when there is one again, to a
+	// server that may have given the message to another instance.
+	if !c.rt.isResumed() {
+		return &unstoredError{ErrDisconnected}
+	}
 	done := "replayed message failed again"
 	id, err := c.failedAgain(ctx, m, *v)
 	if id == "" && err == nil {

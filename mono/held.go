@@ -156,6 +156,15 @@ func (h *heldMessages) leases(due []*delivery, now, age time.Duration) []*delive
 	return due
 }
 
+// endLeases trusts no lease of what is held any more.
+func (h *heldMessages) endLeases() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, m := range h.all {
+		m.lease.end()
+	}
+}
+
 // forget lets go of everything: the stream is gone.
 func (h *heldMessages) forget() {
 	h.mu.Lock()

@@ -28,6 +28,7 @@ func (v *verdict) settlement() settlement {
 type remembered struct {
 	stored      int64     // of the message: sequences may begin again
 	attempt     uint64    // the latest one that ended here
+	resets      uint32    // of what is known of the server, by then
 	firstFailed time.Time // zero: not here
 	verdict     *verdict  // decided, and not settled on the server
 	left        bool      // its handler returned nil and left it
@@ -36,6 +37,8 @@ type remembered struct {
 // A history remembers messages that may be delivered again. Forgetting one costs a
 // look at the dead-letter stream, or a record its details, and no message.
 type history struct {
+	prior *priorState
+
 	mu  sync.Mutex
 	all map[uint64]*remembered // by stream sequence
 }
@@ -66,7 +69,7 @@ func (h *history) note(m *Msg, change func(*remembered)) {
 		known = &remembered{stored: m.tel.Stored}
 		h.all[m.sequence()] = known
 	}
-	known.attempt = m.attempt()
+	known.attempt, known.resets = m.attempt(), h.prior.resets.Load()
 	change(known)
 }
 

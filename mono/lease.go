@@ -29,6 +29,13 @@ func (l *lease) begin(now time.Duration, trusted bool) {
 	l.at.Store(at)
 }
 
+// end says that the lease may have ended.
+func (l *lease) end() {
+	if was := l.at.Load(); was > 0 {
+		l.at.CompareAndSwap(was, -was) // or it was delivered again
+	}
+}
+
 // untouched is how long the lease has lasted.
 func (l *lease) untouched(now time.Duration) time.Duration {
 	at := l.at.Load()
@@ -48,7 +55,7 @@ func (l *lease) extend(sent, confirmed, ackWait time.Duration) {
 	if was < 0 || confirmed-time.Duration(was) > ackWait {
 		at = -at
 	}
-	l.at.CompareAndSwap(was, at) // or it was delivered again
+	l.at.CompareAndSwap(was, at) // or it has ended, or was delivered again
 }
 
 // heard notes that something came from the server, and reports whether what comes is
@@ -114,6 +121,15 @@ func (p *puller) expectEchoes() {
 	defer p.mu.Unlock()
 	p.echoes = maps.Clone(p.inHand)
 	p.echoesUntil = uptime() + max(atLeast, 2*p.c.server.AckWait)
+}
+
+// endLeases trusts no lease of what is here any more.
+func (p *puller) endLeases() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range p.inHand {
+		m.lease.end()
+	}
 }
 
 // extendLeases extends the leases of what is here that are half over by the next time,

@@ -42,16 +42,17 @@ type priorState struct {
 	events, replays atomic.Uint64
 
 	mu       sync.Mutex
-	resets   int
+	resets   atomic.Uint32
 	captured atomic.Pointer[dlq.CapturedSet]
 
 	failing atomic.Int64 // since when nothing can be looked up, as uptime; 0: it can
+	paused  atomic.Int64 // until when nobody tries, as uptime
 }
 
 // reset says that the server may have lost its state.
 func (p *priorState) reset() {
 	p.mu.Lock()
-	p.resets++
+	p.resets.Add(1)
 	p.captured.Store(nil)
 	p.events.Store(unknown)
 	p.replays.Store(unknown)
@@ -79,9 +80,7 @@ func (c *streamConsumer) mayBeDecided(m *Msg) bool {
 // readPrior reads what was decided until now, unless that was done since the last reset.
 func (c *streamConsumer) readPrior(ctx context.Context) error {
 	p := &c.prior
-	p.mu.Lock()
-	resets := p.resets
-	p.mu.Unlock()
+	resets := p.resets.Load()
 	if p.isKnown() {
 		return nil
 	}
@@ -95,7 +94,7 @@ func (c *streamConsumer) readPrior(ctx context.Context) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.resets != resets {
+	if p.resets.Load() != resets {
 		return nil // and it is read again
 	}
 	last := stream.CachedInfo().State.LastSeq
@@ -128,6 +127,17 @@ func (c *streamConsumer) sift(batch []*Msg) []*Msg {
 	return rest
 }
 
+// loseState is called when the server may have lost its state: other instances may have
+// what is here.
+func (c *streamConsumer) loseState() {
+	c.prior.reset()
+	c.pull.endLeases()
+	if p := c.replays.pull.Load(); p != nil {
+		p.endLeases()
+	}
+	c.held.endLeases()
+}
+
 // decidedBefore returns what is to be done with a message that has just arrived
 // without its handler, or nil.
 func (c *streamConsumer) decidedBefore(m *Msg) *settlement {
@@ -135,7 +145,7 @@ func (c *streamConsumer) decidedBefore(m *Msg) *settlement {
 	endedHere := false // the attempt before this one
 	if m.attempt() > 1 {
 		known = c.history.of(m)
-		endedHere = known != nil && known.attempt+1 == m.attempt()
+		endedHere = known != nil && known.attempt+1 == m.attempt() && known.resets == c.prior.resets.Load()
 	}
 	switch {
 	case known != nil && known.verdict != nil && (endedHere || known.verdict.resolved):
@@ -154,29 +164,26 @@ func (c *streamConsumer) decidedBefore(m *Msg) *settlement {
 }
 
 // lookUp asks the dead-letter stream. While that does not answer the message waits
-// here, its lease kept: a handler might repeat what is decided. After a while, or where
-// the message is new, it gets it all the same.
+// here, its lease kept: a handler might repeat what is decided. After lookUpPatience it
+// gets the message all the same.
 func (c *streamConsumer) lookUp(m *Msg) *settlement {
+	p := &c.prior
 	for {
-		if c.rt.dead.isPaused() {
-			if c.prior.failing.Load() == 0 {
-				c.prior.failing.CompareAndSwap(0, int64(uptime()))
-			}
-		} else {
+		if uptime() >= time.Duration(p.paused.Load()) { // others wait for the one that asks
 			v, err := c.lookOnce(m)
 			if err == nil {
-				c.prior.failing.Store(0)
+				p.failing.Store(0)
 				if v == nil {
 					return nil
 				}
 				return new(v.settlement())
 			}
-			c.prior.failing.CompareAndSwap(0, int64(uptime()))
-			c.rt.dead.pause()
+			now := uptime()
+			p.failing.CompareAndSwap(0, int64(now))
+			p.paused.Store(int64(now + capturePause))
 			c.report(slog.LevelWarn, "dead letters cannot be looked up; a message that may be decided already waits", m, err)
 		}
-		since := time.Duration(c.prior.failing.Load())
-		if since != 0 && uptime()-since > lookUpPatience {
+		if since := time.Duration(p.failing.Load()); since != 0 && uptime()-since > lookUpPatience {
 			c.report(slog.LevelWarn, "dead letters cannot be looked up; the handler gets a message that may be decided already", m, nil)
 			return nil
 		}

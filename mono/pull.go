@@ -144,14 +144,17 @@ func (p *puller) receive(nm *nats.Msg) {
 		p.refusal.Store(nil)
 	}
 	seq := m.sequence()
-	m.lease.begin(now, trusted)
 	p.mu.Lock()
 	p.outstanding = max(p.outstanding-1, 0)
 	p.outstandingBytes = max(p.outstandingBytes-int(m.size), 0)
-	if m.consumerSequence <= p.lastSequence { // the server counts again: it has lost its state
-		p.c.prior.reset()
-	}
+	lost := m.consumerSequence <= p.lastSequence // the server counts again
 	p.lastSequence = m.consumerSequence
+	if lost {
+		p.mu.Unlock()
+		p.c.loseState()
+		p.mu.Lock()
+	}
+	m.lease.begin(now, trusted)
 	old := p.inHand[seq]
 	if old == nil {
 		old = p.echoes[seq]
@@ -238,14 +241,14 @@ func (p *puller) notice(status string, h Header) {
 	case status == conflict && text == "Batch Completed":
 		p.pull()
 	case status == noResponders || status == conflict && text == "Consumer Deleted":
-		p.c.prior.reset()
+		p.c.loseState()
 		notify(p.gone)
 	case status == conflict && text == "Server Shutdown":
 		// If it is the server that we are connected to, the reconnect asks again,
 		// and nothing before that would do. If not, the watchdog asks.
-		p.c.prior.reset()
+		p.c.loseState()
 	case status == conflict && text == "Leadership Change":
-		p.c.prior.reset()
+		p.c.loseState()
 		notify(p.retry)
 	default:
 		err := fmt.Errorf("pull request refused: %s %s", status, oneLine(text))

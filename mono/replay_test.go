@@ -810,6 +810,7 @@ func TestReplay_batches(t *testing.T) {
 	var fixed atomic.Bool
 	var mu sync.Mutex
 	handled, mixed := make(map[string]int), false
+	sent := make(chan struct{})
 	app := startApp(t, emitter("shop", monotestEvent(t)), ordersWith(t, mono.StreamConsumerConfig{
 		Stream:   mono.StreamConfig{Name: "orders", Retention: mono.WorkQueuePolicy},
 		Consumer: mono.ConsumerConfig{Durable: "billing", AckWait: time.Minute},
@@ -819,6 +820,7 @@ func TestReplay_batches(t *testing.T) {
 		if !fixed.Load() {
 			return mono.Permanent(errBrokenPipe)
 		}
+		<-sent // so that the others wait together
 		mu.Lock()
 		defer mu.Unlock()
 		replays := 0
@@ -858,6 +860,7 @@ func TestReplay_batches(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	close(sent)
 	settled(t, app, "orders", "billing")
 	eventually(t, func() bool { return streamMsgs(t, app, "orders") == 0 }, "the stream is empty")
 	replayed := 0

@@ -59,6 +59,8 @@ type run struct {
 	connMu       sync.Mutex
 	connected    context.Context //nolint:containedctx // ends when the connection is lost; guarded by connMu
 	disconnected context.CancelFunc
+	serverID     string        // that nc is connected to; guarded by connMu
+	resumed      atomic.Uint64 // reconnects after which the consumers know of them
 
 	// Guarded by topologyMu.
 	created     map[string]time.Time // when each stream was made
@@ -80,6 +82,12 @@ func newRun(ctx context.Context, a *App) *run {
 	r.connected, r.disconnected = context.WithCancel(r.work)
 	r.async = newAsyncPublisher(r, a.cfg.publishWindow)
 	return r
+}
+
+// isResumed reports whether there is a connection, and the consumers know that it is
+// another one than before, if it is.
+func (r *run) isResumed() bool {
+	return r.nc.IsConnected() && r.nc.Stats().Reconnects == r.resumed.Load()
 }
 
 // lost is called when the connection is lost: requests in flight get no answer.
@@ -250,13 +258,23 @@ func registerConsumers(m EventConsumerModule, r EventRegistry) (err error) {
 func (r *run) resume() {
 	r.connMu.Lock()
 	r.connected, r.disconnected = context.WithCancel(r.work)
+	id := r.nc.ConnectedServerId()
+	sameServer := id == r.serverID
+	r.serverID = id
 	r.connMu.Unlock()
+	reconnects := r.nc.Stats().Reconnects
+	defer r.resumed.Store(reconnects)
 	select {
 	case <-r.ready:
 	default:
 		return // nothing consumes yet; start asks for itself
 	}
+	// A server that was started again has another ID. So has another node of a cluster: the
+	// one before may be the one that led the consumers, and be gone.
 	for _, c := range r.streams {
+		if !sameServer {
+			c.loseState()
+		}
 		c.pull.expectEchoes()
 		c.pull.reset()
 		c.replays.resume()

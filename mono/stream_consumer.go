@@ -260,6 +260,7 @@ func newStreamConsumer(rt *run, r *streamRegistration, mw []Middleware) *streamC
 	c.gate.init()
 	c.ending = make(chan struct{})
 	c.held.c = c
+	c.history.prior = &c.prior
 	c.prior.reset()
 	return c
 }
