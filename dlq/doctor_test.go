@@ -749,7 +749,11 @@ func TestStore_CaptureZombies_goesOnWhereItWasInterrupted(t *testing.T) {
 	s.publish(t, "work.a", 3)
 	doctorExhaust(t, c, 0)
 	id := dlq.ID("WORK", st.CachedInfo().Created, "a", 1)
-	r := &dlq.Record{ID: id, Stream: "WORK", Consumer: "a", Reason: dlq.ReasonExternalMaxDeliver, StreamSequence: 1}
+	m, err := st.GetMsg(doctorContext(t), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &dlq.Record{ID: id, Stream: "WORK", Consumer: "a", Reason: dlq.ReasonExternalMaxDeliver, StreamSequence: 1, Stored: m.Time}
 	if captured, err := s.store.Capture(doctorContext(t), r, nil); !captured || err != nil {
 		t.Fatalf("Capture() = %t, %v", captured, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -101,6 +102,24 @@ func (p *puller) askForAnswer() {
 
 // leaseEnded reports whether another instance may have the message.
 func (c *streamConsumer) leaseEnded(m *Msg) bool { return m.lease.ended(uptime(), c.server.AckWait) }
+
+// ownBatch returns the messages of a batch that are surely still this consumer's. No
+// handler begins with the others: they are delivered again, here or elsewhere.
+func (c *streamConsumer) ownBatch(batch []*Msg) []*Msg {
+	if !slices.ContainsFunc(batch, c.leaseEnded) {
+		return batch
+	}
+	own := make([]*Msg, 0, len(batch))
+	for _, m := range batch {
+		if !c.leaseEnded(m) {
+			own = append(own, m)
+			continue
+		}
+		m.state.Store(stateReturned)
+		c.report(slog.LevelWarn, "lease ended before a handler began; the message is delivered again", m, nil)
+	}
+	return own
+}
 
 // lapse takes the place of a settlement whose message may be another instance's by now.
 // If it comes back here, the verdict, if there is one, still holds.

@@ -326,7 +326,7 @@ func (c *streamConsumer) handleBatch(batch []*Msg) {
 		c.busy.Add(-1)
 		c.release(batch)
 	}()
-	rest := c.sift(c.withoutRepeats(batch))
+	rest := c.sift(c.withoutRepeats(c.ownBatch(batch)))
 	switch {
 	case len(rest) == 0:
 	case c.work.Err() != nil: // there is no time left to begin
