@@ -400,10 +400,41 @@ func (l *ledger) checkPublishes() {
 			class := "stored_twice"
 			if c.event == "Fan" { // by the server, which reads it from another stream
 				class = "sourced_twice"
+				if l.sourcedAgain(c.durable, id, seqs) {
+					l.count("repeats", len(seqs)-1)
+					l.count("repeat:sourced", len(seqs)-1)
+					continue
+				}
 			}
 			l.find(class, place{c.durable, seqs[1], id}, "the payload came under the sequences %v", seqs)
 		}
 	}
+}
+
+// noteTravels is how long a consumer may take until other instances, and its own next
+// life, know that it has finished a sourced message.
+const noteTravels = time.Second
+
+// sourcedAgain reports whether a payload that a server has sourced again may be handled
+// again: some handling of an earlier copy was not finished, or finished a moment before,
+// when the server or its process was disturbed. Guarantee 6 says so.
+func (l *ledger) sourcedAgain(durable, id string, seqs []uint64) bool {
+	for _, seq := range seqs[:len(seqs)-1] {
+		finished := false
+		for _, h := range l.handlings[place{durable, seq, id}] {
+			for i := range l.r.disturbances {
+				d := &l.r.disturbances[i]
+				if (d.Process == "" || d.of(h.process)) && d.From.After(h.at()) && d.From.Before(h.end.Add(noteTravels)) {
+					return true
+				}
+			}
+			finished = finished || h.success() || h.gaveUp()
+		}
+		if !finished {
+			return true
+		}
+	}
+	return false
 }
 
 func firstOf(seqs []uint64) uint64 {
