@@ -25,7 +25,7 @@ pinned := $(patsubst %/go.mod,%,$(wildcard e2e/images/*/go.mod))
 # Settings of the tasks: make unit PKG=./mono RUN=TestStop
 PKG         ?= ./...
 RUN         ?=
-TIMEOUT     ?= 20m
+TIMEOUT     ?= 40m
 BENCH       ?= .
 BENCHTIME   ?= 1s
 COUNT       ?= 1

@@ -23,7 +23,7 @@ import (
 )
 
 // bridgePatience bounds every wait. A test that waits this long has failed.
-const bridgePatience = 60 * time.Second
+const bridgePatience = 3 * time.Minute
 
 const (
 	shortGrace = 50 * time.Millisecond

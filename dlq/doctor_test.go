@@ -21,7 +21,7 @@ import (
 )
 
 // doctorPatience bounds every wait. A test that waits this long has failed.
-const doctorPatience = 60 * time.Second
+const doctorPatience = 3 * time.Minute
 
 // A doctorSetup is a server with a dead-letter stream and nothing to find.
 type doctorSetup struct {

@@ -21,7 +21,7 @@ const (
 	ordersSubject  = "orders.created.v1"
 	billing        = "billing"
 	reports        = "reports"
-	longestWait    = 2 * time.Minute
+	longestWait    = 3 * time.Minute
 	traceOfFailure = "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01"
 	traceOfPublish = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 )

@@ -174,7 +174,7 @@ func TestOperation_interrupted(t *testing.T) {
 	if op := b.run(t, p.ID); op.Resolved != 3 {
 		t.Errorf("operation %+v", op)
 	}
-	if took := time.Since(begin); took < triage.Lease {
+	if took := time.Since(begin); took < triage.Lease { //nolint:forbidigo // a lower bound
 		t.Errorf("it was taken over after %v", took)
 	}
 	p = b.plan(t, triage.Selection{States: dlq.States()}, triage.Options{})
@@ -184,11 +184,13 @@ func TestOperation_interrupted(t *testing.T) {
 	if op := b.until(t, p.ID, func(*triage.Operation) bool { return true }); op.Status != triage.StatusPaused {
 		t.Errorf("paused: %+v", op)
 	}
-	begin = time.Now()
-	b.run(t, p.ID)
-	if took := time.Since(begin); took > triage.Lease {
-		t.Errorf("one that is paused was run after %v", took)
+	// A paused one has no runner that is watched for a lease: few questions take it.
+	paused := triage.Acquire(t, b.desk, p.ID)
+	dead := triage.Acquire(t, b.desk, p.ID) // its runner says nothing
+	if paused > dead/2 {
+		t.Errorf("one that is paused takes %d messages, and one with a dead runner %d", paused, dead)
 	}
+	b.run(t, p.ID)
 	if triage.DeadAtOnce(triage.Lease) || !triage.DeadAtOnce(time.Hour) {
 		t.Error("who was killed an hour ago is to be dead at once, and not who is silent for a lease")
 	}
@@ -292,9 +294,7 @@ func TestOperation_cancelMany(t *testing.T) {
 	}
 	wantCounts(t, op)
 	b.change(t, "DLQ", func(c *jetstream.StreamConfig) { c.MaxMsgs = -1 })
-	begin := time.Now()
 	must(t, b.desk.Cancel(within(t), p.ID))
-	t.Logf("%d were given back in %v", entries, time.Since(begin))
 	op = b.until(t, p.ID, func(*triage.Operation) bool { return true })
 	if op.Released != entries || op.InFlight() != 0 || op.Remaining != entries || op.Why != "cancelled by ann@ops" {
 		t.Errorf("all are given back, and the operation is %+v", op)

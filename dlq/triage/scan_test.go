@@ -211,7 +211,7 @@ func TestRead_slow(t *testing.T) {
 	line.pace(messages*size/20, stall/10) // twice as long as without a message
 	begin := time.Now()
 	n, upto, err := triage.ReadOnce(within(t), d, 1, messages, stall)
-	took := time.Since(begin)
+	took := time.Since(begin) //nolint:forbidigo // a lower bound
 	if err != nil || n != messages || upto != messages {
 		t.Errorf("read are %d up to %d: %v, want %d", n, upto, err, messages)
 	}
