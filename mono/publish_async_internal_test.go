@@ -95,9 +95,9 @@ func TestAsyncPublisher_endedWhileWriting(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := app.bus.run.Load().async
-	// The connection is lost a few times for each publish, and not as often as the
+	// The connection is lost some times for each publish, and not as often as the
 	// machine can: the publishers would wait for the lock most of the time.
-	const each, losses = 2000, 4
+	const each, losses = 2000, 16
 	begun := make(chan struct{}, 1)
 	var publishers, lost sync.WaitGroup
 	lost.Go(func() {
