@@ -66,6 +66,21 @@ func TestJudge(t *testing.T) {
 			if len(rep.Figures) != 1 || rep.Figures[0].Verdict != tt.want {
 				t.Errorf("judged %+v, want %s", rep.Figures, tt.want)
 			}
+			if d := rep.doubtful([]cell{tt.cell}); tt.want == failing && rep.Figures[0].Ratio != 0 && tt.cell.work != workLive {
+				if len(d) != 1 {
+					t.Error("it is not measured again")
+				}
+				same := judge(d, samples{{tt.cell.String(), tt.unit}: {tt.bases, tt.now}})
+				if rep.confirm(same); rep.Figures[0].Verdict != failing {
+					t.Errorf("confirmed, it is %s", rep.Figures[0].Verdict)
+				}
+				other := judge([]cell{tt.cell}, samples{{tt.cell.String(), tt.unit}: {tt.bases, tt.now}})
+				if other.confirm(judge(d, samples{{tt.cell.String(), tt.unit}: {ones, ones}})); len(other.failed()) > 0 {
+					t.Errorf("not confirmed, it fails: %+v", other.Figures)
+				}
+			} else if len(d) > 0 {
+				t.Error("it is measured again")
+			}
 			if failed := rep.failed(); (len(failed) > 0) != (tt.want == failing) {
 				t.Errorf("failed: %q", failed)
 			}
@@ -103,7 +118,11 @@ func TestRegress(t *testing.T) {
 		t.Errorf("%d figures, want %d:\n%s", len(rep.Figures), figures, table.String())
 	}
 	for _, f := range rep.Figures {
-		if len(f.News) != g.rounds || f.New <= 0 {
+		c, err := parseCell(f.Cell)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(f.News) != g.rounds*c.pairs() || f.New <= 0 {
 			t.Errorf("not measured in each round: %+v", f)
 		}
 	}
