@@ -172,7 +172,7 @@ func (g *regression) measure(ctx context.Context, pair pair, cells []cell, tell 
 		for _, c := range cells {
 			tell("\r\033[K%d/%d %s round %d %s", done+1, total, remaining(begin, done, total), round+1, c)
 			for n := range len(pair.exe) * c.pairs() {
-				side := (n + n/len(pair.exe) + round) % len(pair.exe) // base new new base ...
+				side := (n + n/len(pair.exe) + round) % len(pair.exe) // the other way round each time
 				if side == baseSide && c.work == workLive {
 					continue // compared within one run, so the base has no part in it
 				}
