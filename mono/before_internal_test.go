@@ -27,8 +27,8 @@ func TestBefore(t *testing.T) {
 				defer cancel()
 				for _, part := range []float64{1, 0.5} {
 					ctx, cancel := before(stop, part)
-					defer cancel()
 					deadline, ok := ctx.Deadline()
+					cancel()
 					want := time.Duration(part * float64(tt.want))
 					if early := tt.left - time.Until(deadline); !ok || early != want {
 						t.Errorf("part %v ends %v before the deadline, want %v", part, early, want)
@@ -38,7 +38,7 @@ func TestBefore(t *testing.T) {
 		})
 	}
 	ctx, cancel := before(t.Context(), 1)
-	defer cancel()
+	t.Cleanup(cancel)
 	if deadline, ok := ctx.Deadline(); ok {
 		t.Errorf("without a deadline it ends at %v", deadline)
 	}
