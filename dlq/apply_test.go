@@ -249,7 +249,7 @@ func TestChange_discardFromFull_killed(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				js, err := jetstream.New(nc)
+				js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(bridgePatience))
 				if err != nil {
 					t.Fatal(err)
 				}

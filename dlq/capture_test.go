@@ -617,7 +617,11 @@ func TestCapture_storeUnavailable(t *testing.T) {
 
 			give, want := record(1), record(1)
 			give.Data, want.Data = noise(1, tt.size), noise(1, tt.size)
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			limit := time.Second // nothing answers
+			if tt.code != 0 {
+				limit = bridgePatience
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), limit)
 			defer cancel()
 			var captured bool
 			var err error

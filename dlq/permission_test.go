@@ -80,12 +80,12 @@ func connectAs(t *testing.T, srv *server.Server, cfg dlq.Config, user string) (*
 	}
 	u.User = url.UserPassword(user, "pw")
 	quiet := nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}) // the default prints
-	nc, err := nats.Connect(u.String(), quiet)
+	nc, err := nats.Connect(u.String(), quiet, nats.Timeout(doctorPatience))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
+	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(doctorPatience))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -336,9 +336,16 @@ func TestTail(t *testing.T) {
 	if _, err := bufio.NewReader(reader).ReadString('\n'); err != nil { // it follows
 		t.Fatal(err)
 	}
-	go func() { _, _ = io.Copy(io.Discard, reader) }()
+	rest := make(chan struct{})
+	go func() {
+		defer close(rest)
+		_, _ = io.Copy(io.Discard, reader)
+	}()
 	interrupt()
-	if code := <-ended; code != exitDone || e.Len() > 0 {
+	code := <-ended
+	_ = o.Close()
+	<-rest
+	if code != exitDone || e.Len() > 0 {
 		t.Errorf("an interrupted tail ends with %d and %q", code, e.String())
 	}
 }
