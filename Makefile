@@ -25,13 +25,17 @@ pinned := $(patsubst %/go.mod,%,$(wildcard e2e/images/*/go.mod))
 # Settings of the tasks: make unit PKG=./mono RUN=TestStop
 PKG         ?= ./...
 RUN         ?=
-TIMEOUT     ?= 20m
+TIMEOUT     ?= 40m
 BENCH       ?= .
 BENCHTIME   ?= 1s
 COUNT       ?= 1
 ROUNDS      ?= 10
 COMPARISONS ?= 5
 SCALES      ?= 1
+BASE        ?= main
+REGRESSIONS ?= 10
+WORK        ?=
+JSON        ?=
 KILLS       ?= 200
 CHAOS_FOR   ?= 10m
 SEEDS       ?= 1
@@ -46,7 +50,8 @@ help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  unit, race, bench and cover take PKG=./mono, RUN=TestName, TIMEOUT=10m;"
-	@echo "  bench takes BENCH=Name, BENCHTIME=1s and COUNT=10 as well."
+	@echo "  bench takes BENCH=Name, BENCHTIME=1s and COUNT=10 as well;"
+	@echo "  regress takes BASE=revision, REGRESSIONS=10, WORK='^ConsumeAck' and JSON=file."
 
 # What counts allocations and what is over in seconds comes first. The others wait
 # for servers more than they compute, and wait together. What two of them need is
@@ -139,6 +144,11 @@ comparison: ## compare with nats.go, Watermill and go-monolith, COMPARISONS roun
 	@dir="$$(mktemp -d)" && trap 'rm -rf "$$dir"' EXIT && cd bench && go build -o "$$dir/bench" . && \
 	"$$dir/bench" run --rounds $(COMPARISONS) --out "$$dir/results.txt" && \
 	"$$dir/bench" report "$$dir/results.txt" --write ../docs/performance.md --benchstat ../docs/performance-benchstat.txt
+
+.PHONY: regress
+regress: ## compare this tree with BASE, main, REGRESSIONS rounds, 10, of about 2 minutes each; fails if it is slower
+	@echo "==> compare with $(BASE), $(REGRESSIONS) rounds"
+	@cd bench && go run . regress --base '$(BASE)' --rounds $(REGRESSIONS) --work '$(WORK)' $(if $(JSON),--json '$(abspath $(JSON))')
 
 .PHONY: scale
 scale: ## measure on a cluster of three servers, and write docs/scaling.md; SCALES rounds, 1, of about 4 minutes each

@@ -32,6 +32,9 @@ func measureConsume(ctx context.Context, b *bench) (result, error) {
 	if b.telling() {
 		n = b.count(tellingBy * backlog)
 	}
+	if events := b.param(paramEvents); events > 0 {
+		n = b.count(events)
+	}
 	switch b.work {
 	case "SlowHandler":
 		p.batch = 1

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/nats-io/nats.go"
 )
@@ -79,6 +80,10 @@ type program struct {
 
 	handle  func(consumer int, data []byte) // an event
 	settled func()                          // called once the event is acked
+
+	// broken, if not nil, makes the durable consumers give up on everything while it
+	// is true. Only monotel has dead letters.
+	broken *atomic.Bool
 }
 
 const (

@@ -4,7 +4,8 @@
 //	go run . run --out results.txt
 //	go run . report results.txt --write ../docs/performance.md
 //
-// Its command scale measures what more processes bring.
+// Its command regress compares two versions of monotel, and scale measures what more
+// processes bring.
 package main
 
 import (
@@ -33,6 +34,6 @@ func command() *cobra.Command {
 		SilenceUsage: true,
 	}
 	cmd.SetOut(os.Stdout)
-	cmd.AddCommand(runCommand(), reportCommand(), measureCommand(), serverCommand(), scale.Command())
+	cmd.AddCommand(runCommand(), regressCommand(), reportCommand(), measureCommand(), serverCommand(), scale.Command())
 	return cmd
 }

@@ -95,17 +95,18 @@ type bench struct {
 }
 
 func (b *bench) measure(ctx context.Context) (res result, err error) {
-	i := slices.IndexFunc(works, func(w work) bool { return w.name == b.work })
+	all := slices.Concat(works, ownWorks)
+	i := slices.IndexFunc(all, func(w work) bool { return w.name == b.work })
 	if i < 0 {
 		return result{}, fmt.Errorf("no work %q", b.work)
 	}
-	if why := works[i].absent(b.cell); why != "" {
+	if why := all[i].absent(b.cell); why != "" {
 		return result{}, fmt.Errorf("%s: %s", b.cell.lib, why)
 	}
 	if b.lib, err = findLibrary(b.cell.lib); err != nil {
 		return result{}, err
 	}
-	res, err = works[i].measure(ctx, b)
+	res, err = all[i].measure(ctx, b)
 	for _, f := range slices.Backward(b.closers) {
 		err = errors.Join(err, f())
 	}

@@ -105,6 +105,9 @@ type discard struct{}
 func (discard) ExportSpans(context.Context, []sdktrace.ReadOnlySpan) error { return nil }
 func (discard) Shutdown(context.Context) error                             { return nil }
 
+// errBroken is what the handler of a broken program returns.
+var errBroken = mono.Permanent(errors.New("column total does not exist"))
+
 type monotelModule struct {
 	program
 
@@ -136,6 +139,9 @@ func (m *monotelModule) RegisterEventConsumers(r mono.EventRegistry) error {
 			Concurrency: m.concurrency,
 		}
 		err := r.RegisterEventStreamConsumer(m.events[i%len(m.events)], cfg, func(_ context.Context, msgs []*mono.Msg) error {
+			if m.broken != nil && m.broken.Load() {
+				return errBroken
+			}
 			for _, msg := range msgs {
 				m.handle(i, msg.Data)
 				if err := msg.Ack(); err != nil {

@@ -249,7 +249,7 @@ func TestChange_discardFromFull_killed(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				js, err := jetstream.New(nc)
+				js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(bridgePatience))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -257,7 +257,7 @@ func TestChange_discardFromFull_killed(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), bridgePatience)
 				err = killed.Change(ctx, e, dlq.Change{Kind: dlq.ChangeDiscarded}, nil)
 				cancel()
 				nc.Close()
@@ -311,7 +311,7 @@ func TestChange_discardFromFull_whileCaptured(t *testing.T) {
 	}
 	want := b.full(t, 10, nil)
 
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), bridgePatience)
 	defer cancel()
 	var captures sync.WaitGroup
 	stop := make(chan struct{})

@@ -23,7 +23,7 @@ import (
 )
 
 // bridgePatience bounds every wait. A test that waits this long has failed.
-const bridgePatience = 60 * time.Second
+const bridgePatience = 3 * time.Minute
 
 const (
 	shortGrace = 50 * time.Millisecond
@@ -57,7 +57,7 @@ func (s *bridgeSetup) connect(t *testing.T) (*nats.Conn, jetstream.JetStream, *d
 	t.Helper()
 	nc := s.srv.Conn(nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})) // what tests provoke is not to be read
-	js, err := jetstream.New(nc)
+	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(bridgePatience))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -996,7 +996,7 @@ func (s *Store) captureZombie(ctx context.Context, p *suspect, created time.Time
 // below its floor.
 func (s *Store) settle(ctx context.Context, p *suspect, m *storedMsg) error {
 	if p.interest && p.policy == jetstream.AckExplicitPolicy {
-		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+		ctx, cancel := context.WithTimeout(ctx, s.requestTimeout)
 		defer cancel()
 		// A consumer sequence of 0 only removes what the server keeps of redeliveries.
 		subject := fmt.Sprintf("$JS.ACK.%s.%s.%d.%d.0.0.0", p.stream, p.name, max(p.maxDeliver, 1), m.Sequence)
@@ -1058,7 +1058,7 @@ func (s *Store) violation() error {
 // out. If others on the connection are refused at the same moment, it still may.
 func (s *Store) permitted(ctx context.Context, op, name string, request func(ctx context.Context, subject string) error) error {
 	const look = 10 * time.Millisecond
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.requestTimeout)
 	defer cancel()
 	subject := s.apiSubject(op, name)
 	before := s.violation()

@@ -21,7 +21,7 @@ import (
 )
 
 // doctorPatience bounds every wait. A test that waits this long has failed.
-const doctorPatience = 60 * time.Second
+const doctorPatience = 3 * time.Minute
 
 // A doctorSetup is a server with a dead-letter stream and nothing to find.
 type doctorSetup struct {
@@ -41,7 +41,7 @@ func setupDoctorWith(t *testing.T, cfg dlq.Config) *doctorSetup {
 	s := &doctorSetup{srv: monotest.Server(t)}
 	s.nc = s.srv.Conn()
 	var err error
-	if s.js, err = jetstream.New(s.nc); err != nil {
+	if s.js, err = jetstream.New(s.nc, jetstream.WithDefaultTimeout(doctorPatience)); err != nil {
 		t.Fatal(err)
 	}
 	if s.store, err = dlq.NewStore(s.nc, s.js, cfg); err != nil {
@@ -572,13 +572,13 @@ func TestStore_Doctor_serverVersion(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.give, func(t *testing.T) {
 			t.Parallel()
-			nc, err := nats.Connect(versionProxy(t, srv.URL(), tt.give))
+			nc, err := nats.Connect(versionProxy(t, srv.URL(), tt.give), nats.Timeout(doctorPatience))
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(nc.Close)
 			s := &doctorSetup{srv: srv, nc: nc}
-			if s.js, err = jetstream.New(nc); err != nil {
+			if s.js, err = jetstream.New(nc, jetstream.WithDefaultTimeout(doctorPatience)); err != nil {
 				t.Fatal(err)
 			}
 			if s.store, err = dlq.NewStore(nc, s.js, dlq.Config{}); err != nil {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -122,6 +123,8 @@ type Store struct {
 	js  jetstream.JetStream
 	cfg Config
 
+	requestTimeout time.Duration // of a request to the JetStream API
+
 	mu     sync.Mutex
 	bucket jetstream.ObjectStore // made when it is first needed
 }
@@ -131,7 +134,7 @@ func NewStore(nc *nats.Conn, js jetstream.JetStream, cfg Config) (*Store, error)
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("dead letters: %w", err)
 	}
-	return &Store{nc: nc, js: js, cfg: cfg}, nil
+	return &Store{nc: nc, js: js, cfg: cfg, requestTimeout: requestTimeout}, nil
 }
 
 // Provision makes the dead-letter stream, unless it is there. Limits of a stream

@@ -32,7 +32,7 @@ func setup(t *testing.T) *bundle {
 func (b *bundle) connect(t *testing.T) (*nats.Conn, jetstream.JetStream) {
 	t.Helper()
 	nc := b.server.Conn(nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
-	js, err := jetstream.New(nc)
+	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(bridgePatience))
 	if err != nil {
 		t.Fatal(err)
 	}

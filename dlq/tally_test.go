@@ -107,8 +107,7 @@ func update(t *testing.T, tally *dlq.Tally) []dlq.OpenCount {
 func (b *bundle) agrees(t *testing.T, tally *dlq.Tally) {
 	t.Helper()
 	want, diff := b.counted(t), ""
-	deadline := time.Now().Add(time.Minute)
-	for time.Now().Before(deadline) {
+	for deadline := time.Now().Add(bridgePatience); time.Now().Before(deadline); {
 		if diff = cmp.Diff(want, open(update(t, tally))); diff == "" {
 			return
 		}

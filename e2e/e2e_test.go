@@ -103,7 +103,7 @@ func run(m *testing.M) (code int) {
 			return fail("wait for "+page, err)
 		}
 	}
-	fmt.Printf("e2e: the stack was up after %v\n", time.Since(began).Round(time.Second/10))
+	fmt.Printf("e2e: the stack was up after %v\n", time.Since(began).Round(time.Second/10)) //nolint:forbidigo // it is only told
 	return m.Run()
 }
 

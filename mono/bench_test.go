@@ -453,7 +453,7 @@ func perfToTheEnd(b *testing.B, one, wait func() error) {
 	if err := wait(); err != nil {
 		b.Fatal(err)
 	}
-	elapsed := time.Since(begin)
+	elapsed := time.Since(begin) //nolint:forbidigo // a benchmark
 	b.ReportMetric(float64(elapsed.Nanoseconds())/float64(b.N), "ns/op")
 	b.ReportMetric(float64(b.N)/elapsed.Seconds(), "msg/s")
 }
@@ -528,7 +528,7 @@ func (m *perfMeter) count() {
 		runtime.ReadMemStats(&m.before)
 		m.begin = time.Now()
 	case m.want:
-		m.elapsed = time.Since(m.begin)
+		m.elapsed = time.Since(m.begin) //nolint:forbidigo // a benchmark
 		var after runtime.MemStats
 		runtime.ReadMemStats(&after)
 		m.mallocs, m.bytes = after.Mallocs-m.before.Mallocs, after.TotalAlloc-m.before.TotalAlloc

@@ -139,8 +139,7 @@ func TestBus_refusesLongSubject(t *testing.T) {
 			default:
 			}
 		}))})
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // where it is not refused nothing answers
-		defer cancel()
+		ctx := within(t) // if the subject is not refused, nothing answers
 		err := publish(ctx, app.Bus(), &mono.Msg{Subject: strings.Repeat("long.", 1000) + "subject"})
 		wantError(t, err, mono.ErrInvalidSubject)
 		if err := app.Conn().FlushWithContext(ctx); err != nil {

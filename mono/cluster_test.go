@@ -363,7 +363,7 @@ func TestCluster_deadLettersSurviveRestarts(t *testing.T) {
 		c.start(t, n)
 		c.awaitMembers(t)
 		awaitAll()
-		t.Logf("%s, %s: restarted in %v", victim.what, n.name, time.Since(begin).Round(time.Millisecond))
+		t.Logf("%s, %s: restarted in %v", victim.what, n.name, time.Since(begin).Round(time.Millisecond)) //nolint:forbidigo // it is only told
 	}
 	mustStop(t, app)
 	awaitAll()

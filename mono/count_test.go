@@ -452,7 +452,7 @@ func TestCount_lateAndUnsent(t *testing.T) {
 				case 1:
 					began = time.Now()
 				case 2: // the lease began earlier at the server than here, so it may last a little longer here
-					pauseFor(ctx, ackWait-time.Since(began)+time.Millisecond)
+					pauseFor(ctx, ackWait-time.Since(began)+time.Millisecond) //nolint:forbidigo // the rest of a lease
 					second <- kept[0].Ack()
 				}
 				return nil

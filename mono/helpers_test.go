@@ -21,7 +21,7 @@ import (
 
 // patience bounds every wait of a test. It is not a measure of anything: the
 // machine may be busy, and a test that waits this long has failed.
-const patience = 60 * time.Second
+const patience = 3 * time.Minute
 
 // quiet keeps the failures that a test provokes out of its output.
 func quiet() mono.Option { return mono.WithLogger(slog.New(slog.DiscardHandler)) }

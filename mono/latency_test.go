@@ -17,22 +17,28 @@ import (
 func TestLatency_loneDurableEvent(t *testing.T) {
 	const (
 		events = 400
-		tries  = 5
-		// A machine that is busy takes its time, but nothing near IdleTimeout, 5 s,
-		// which is what an event would take whose batch waits to fill.
-		longest = 2500 * time.Millisecond
-		limit   = 3.0 // times nats.go's 99th percentile
+		tries  = 10
+		limit  = 3.0 // times nats.go's 99th percentile
+		// An event whose batch waits to fill takes IdleTimeout, 5 s. A busy machine
+		// stops a process for so long only now and then.
+		waited    = 2500 * time.Millisecond
+		mayWait   = 3
+		warmingUp = events / 10
 	)
 
 	raw, monotel := latencyRaw(t), latencyMonotel(t)
+	slow := 0
 	measure := func() (time.Duration, time.Duration) {
 		r, m := raw.measure(t), monotel.measure(t)
-		if m > longest {
-			t.Fatalf("an event took %v to reach its handler, want well below the idle timeout", m)
+		if m > waited {
+			slow++
+		}
+		if slow > mayWait {
+			t.Fatalf("%d events took more than %v to reach their handlers, half of the idle timeout", slow, waited)
 		}
 		return r, m
 	}
-	for range events / 10 { // warm up
+	for range warmingUp {
 		measure()
 	}
 

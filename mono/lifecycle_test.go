@@ -322,11 +322,12 @@ func TestStart_serverUnreachable(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = silent.Close() })
-	closed, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	// The near end of a connection has a port that nobody listens on, and nobody will.
+	nowhere, err := new(net.Dialer).DialContext(t.Context(), "tcp", silent.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = closed.Close()
+	t.Cleanup(func() { _ = nowhere.Close() })
 	srv := monotest.Server(t)
 	noPassword := "nats://" + strings.SplitAfter(srv.URL(), "@")[1]
 
@@ -338,11 +339,11 @@ func TestStart_serverUnreachable(t *testing.T) {
 		want error
 	}{
 		{
-			name: "nobody listens", url: "nats://" + closed.Addr().String(), want: nats.ErrNoServers,
+			name: "nobody listens", url: "nats://" + nowhere.LocalAddr().String(), want: nats.ErrNoServers,
 			ctx: func() (context.Context, context.CancelFunc) { return context.WithTimeout(t.Context(), patience) },
 		},
 		{
-			name: "nobody listens, and retrying is asked for", url: "nats://" + closed.Addr().String(), want: nats.ErrNoServers,
+			name: "nobody listens, and retrying is asked for", url: "nats://" + nowhere.LocalAddr().String(), want: nats.ErrNoServers,
 			opts: []nats.Option{nats.RetryOnFailedConnect(true)},
 			ctx:  func() (context.Context, context.CancelFunc) { return context.WithTimeout(t.Context(), patience) },
 		},
@@ -712,9 +713,7 @@ func TestHealth_everyState(t *testing.T) {
 		return ns
 	}
 	health := func() mono.HealthReport {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		defer cancel()
-		return app.Health(ctx)
+		return app.Health(within(t))
 	}
 
 	wantError(t, health().Err(), mono.ErrNotStarted)

@@ -95,22 +95,25 @@ func TestAsyncPublisher_endedWhileWriting(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := app.bus.run.Load().async
-	done := make(chan struct{})
+	// The connection is lost some times for each publish, and not as often as the
+	// machine can: the publishers would wait for the lock most of the time.
+	const each, losses = 2000, 16
+	begun := make(chan struct{}, 1)
 	var publishers, lost sync.WaitGroup
 	lost.Go(func() {
-		for {
-			select {
-			case <-done:
-				return
-			default:
+		for range begun {
+			for range losses {
 				p.failAll(ErrDisconnected, time.Now().Add(time.Hour))
 			}
 		}
 	})
-	const each = 2000
 	for range 3 {
 		publishers.Go(func() {
 			for range each {
+				select {
+				case begun <- struct{}{}:
+				default:
+				}
 				ctx, span := tp.Tracer("test").Start(ctx, "request")
 				trace := span.SpanContext().TraceID().String()
 				if _, err := app.Bus().PublishStreamAsync(ctx, &Msg{Subject: e.Subject, Data: []byte(trace)}); err != nil &&
@@ -122,7 +125,7 @@ func TestAsyncPublisher_endedWhileWriting(t *testing.T) {
 		})
 	}
 	publishers.Wait()
-	close(done)
+	close(begun)
 	lost.Wait()
 	if err := app.Stop(ctx); err != nil {
 		t.Error(err)

@@ -15,7 +15,7 @@ import (
 	"github.com/monotel/monotel/mono/embedded"
 )
 
-const internalPatience = 60 * time.Second
+const internalPatience = 3 * time.Minute
 
 // plainModule emits events, and consumes one durably.
 type plainModule struct {

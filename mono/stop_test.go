@@ -277,7 +277,6 @@ func TestStop_handlerHonoursContext(t *testing.T) {
 	got := make(chan *mono.Msg, 10)
 	cause := make(chan error, 1)
 	var life atomic.Int32
-	var cancelled atomic.Int64
 	cfg := autoAckPlain("S")
 	cfg.Consumer.AckWait = time.Hour // nothing comes back by itself
 	cfg.Retry.Backoff = []time.Duration{time.Hour}
@@ -287,7 +286,6 @@ func TestStop_handlerHonoursContext(t *testing.T) {
 			return nil
 		}
 		<-ctx.Done()
-		cancelled.Store(time.Now().UnixNano())
 		cause <- context.Cause(ctx)
 		return ctx.Err()
 	})
@@ -297,16 +295,13 @@ func TestStop_handlerHonoursContext(t *testing.T) {
 	publishAll(t, app.Bus(), e, []string{"x"})
 	receive(t, got, "the handler")
 
-	deadline := time.Now().Add(3 * time.Second)
-	ctx, cancel := context.WithDeadline(t.Context(), deadline)
+	// Two seconds of these are for the handler to return: see TestBefore.
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	if err := app.Stop(ctx); err != nil {
 		t.Fatal(err)
 	}
 	wantError(t, receive(t, cause, "the end of the handler's context"), mono.ErrStopped)
-	if early := deadline.Sub(time.Unix(0, cancelled.Load())); early <= 0 || early > 2*time.Second {
-		t.Errorf("the handler was told %v before the deadline, want a little before it", early)
-	}
 	life.Store(1)
 	mustStart(t, app)
 	if again := receive(t, got, "the message again"); again.Metadata().NumDelivered != 2 {
@@ -356,7 +351,7 @@ func TestStop_lastAttemptIsHandedBack(t *testing.T) {
 			want := payloads("n", 0, 20) // some of them wait behind the handler
 			publishAll(t, app.Bus(), e, want)
 			receive(t, entered, "the handler")
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // two of them for the handler to return
 			defer cancel()
 			if err := app.Stop(ctx); err != nil {
 				t.Fatal(err)
@@ -539,7 +534,7 @@ func TestStop_whileTheServerIsAway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // two of them for the handler to return
 	defer cancel()
 	err = app.Stop(ctx)
 	if err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, mono.ErrDisconnected) {

@@ -146,7 +146,7 @@ func TestStore_oneTargetIsFull(t *testing.T) {
 		t.Errorf("the small stream holds %d messages", n)
 	}
 	// Over a restart of the server, too.
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // two of them for the handler to return
 	defer cancel()
 	if err := app.Stop(ctx); err != nil {
 		t.Fatal(err)
@@ -255,7 +255,7 @@ func TestStore_diskIsFull(t *testing.T) {
 	var failed error
 	for i := range 1000 {
 		p := fmt.Sprintf("n%d", i)
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		_, failed = app.Bus().PublishStream(ctx, &mono.Msg{Subject: e.Subject, Data: []byte(p + " " + padding)})
 		cancel()
 		if failed != nil {
@@ -274,7 +274,7 @@ func TestStore_diskIsFull(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
 			if _, err := app.Bus().PublishStream(ctx, &mono.Msg{Subject: e.Subject, Data: []byte("more " + padding)}); err == nil {
 				t.Log("a further event was stored")
@@ -290,7 +290,7 @@ func TestStore_diskIsFull(t *testing.T) {
 	}, "Health says that something is wrong")
 	t.Logf("health: %v", app.Health(within(t)).Err())
 
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	if err := app.Stop(ctx); err != nil {
 		t.Logf("stop: %v", err)

@@ -122,7 +122,7 @@ func BenchmarkTelemetryHandler(b *testing.B) {
 			func(r mono.EventRegistry, m mono.Module, cfg mono.StreamConsumerConfig, done func()) error {
 				return r.RegisterEventStreamConsumer(perfEvent, cfg, func(_ context.Context, batch []*mono.Msg) error {
 					for _, msg := range batch {
-						for begin := time.Now(); time.Since(begin) < work; {
+						for begin := time.Now(); time.Since(begin) < work; { //nolint:forbidigo // a benchmark
 							continue
 						}
 						if err := msg.Ack(); err != nil {

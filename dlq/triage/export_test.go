@@ -1,10 +1,13 @@
 package triage
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"testing"
 	"time"
+
+	"cel.dev/cel-go/interpreter"
 
 	"github.com/monotel/monotel/dlq"
 )
@@ -23,6 +26,24 @@ func MarkStarted(t *testing.T, d *Desk, id string) {
 
 // Variables lists what a query may look at.
 func Variables() []string { return slices.Sorted(maps.Keys(variables)) }
+
+// QueryCost is what the evaluation of a query may cost, in steps of the evaluator.
+const QueryCost = queryCost
+
+// CostOf evaluates a query and returns what that has cost.
+func CostOf(q *Query, e *dlq.Entry) (cost uint64) {
+	_, details, _ := q.program.Eval(&activation{e, Fingerprint})
+	if details == nil || details.ActualCost() == nil {
+		return 0
+	}
+	return *details.ActualCost()
+}
+
+// CutOff reports whether a query was ended at its cost limit.
+func CutOff(err error) bool {
+	cancelled, ok := errors.AsType[interpreter.EvalCancelledError](err)
+	return ok && cancelled.Cause == interpreter.CostLimitExceeded
+}
 
 // GroupAll groups the same entry n times.
 func GroupAll(fingerprint func(*dlq.Entry) string, n int, e *dlq.Entry) []Group {
@@ -50,6 +71,17 @@ func TakeOver(t *testing.T, d *Desk, id string) {
 // server's clock, counts as dead without being watched.
 func DeadAtOnce(silent time.Duration) bool {
 	return new(watch).dead(&stored{revision: 1, silent: silent})
+}
+
+// Acquire makes a new run the runner of an operation, and returns how many messages
+// it has sent for that. A desk with no other work must be used.
+func Acquire(t *testing.T, d *Desk, id string) (messages uint64) {
+	t.Helper()
+	before := d.nc.Stats().OutMsgs
+	if _, err := d.acquire(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	return d.nc.Stats().OutMsgs - before
 }
 
 // Lease is how long a runner is watched.

@@ -86,7 +86,7 @@ func TestGroups_threeCauses(t *testing.T) {
 			r.ErrorType, r.ErrorTypes = "errors.errorString", []string{"*errors.errorString"}
 		}
 	})
-	groups, err := b.desk.Groups(t.Context(), triage.Selection{})
+	groups, err := b.desk.Groups(within(t), triage.Selection{})
 	must(t, err)
 	if len(groups) != 3 {
 		for _, g := range groups {
@@ -152,14 +152,14 @@ func TestGroups_regressed(t *testing.T) {
 	b.capture(t, 1)
 	b.consume(t, billing, nil)
 	b.run(t, b.plan(t, triage.Selection{}, triage.Options{}).ID)
-	groups, err := b.desk.Groups(t.Context(), triage.Selection{})
+	groups, err := b.desk.Groups(within(t), triage.Selection{})
 	must(t, err)
 	if len(groups) != 0 {
 		t.Errorf("there are %+v", groups)
 	}
 	b.capture(t, 2, func(r *dlq.Record) { r.Failed = time.Now() })
 	b.capture(t, 1, func(r *dlq.Record) { r.Error, r.Failed = "something else", time.Now() })
-	groups, err = b.desk.Groups(t.Context(), triage.Selection{})
+	groups, err = b.desk.Groups(within(t), triage.Selection{})
 	must(t, err)
 	if len(groups) != 2 || groups[0].Count != 2 || !groups[0].Regressed || groups[1].Regressed {
 		t.Errorf("there are %+v, want the first regressed", groups)

@@ -21,7 +21,7 @@ const (
 	ordersSubject  = "orders.created.v1"
 	billing        = "billing"
 	reports        = "reports"
-	longestWait    = 2 * time.Minute
+	longestWait    = 3 * time.Minute
 	traceOfFailure = "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01"
 	traceOfPublish = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 )
@@ -47,21 +47,21 @@ func setupWith(t testing.TB, cfg dlq.Config, orders jetstream.StreamConfig) *bun
 	t.Helper()
 	b := &bundle{server: monotest.Server(t), begin: time.Now().Add(-time.Hour).UTC().Truncate(time.Second)}
 	b.nc = b.server.Conn(nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
-	js, err := jetstream.New(b.nc)
+	js, err := jetstream.New(b.nc, jetstream.WithDefaultTimeout(longestWait))
 	must(t, err)
 	b.js = js
 	b.store, err = dlq.NewStore(b.nc, b.js, cfg)
 	must(t, err)
-	must(t, b.store.Provision(t.Context()))
+	must(t, b.store.Provision(within(t)))
 	orders.Name, orders.Subjects = ordersStream, []string{ordersSubject}
-	_, err = b.js.CreateStream(t.Context(), orders)
+	_, err = b.js.CreateStream(within(t), orders)
 	must(t, err)
 	names := []string{billing, reports}
 	if orders.Retention == jetstream.WorkQueuePolicy {
 		names = names[:1]
 	}
 	for _, name := range names {
-		_, err = b.js.CreateConsumer(t.Context(), ordersStream, jetstream.ConsumerConfig{
+		_, err = b.js.CreateConsumer(within(t), ordersStream, jetstream.ConsumerConfig{
 			Durable: name, FilterSubject: ordersSubject, AckPolicy: jetstream.AckExplicitPolicy, MaxAckPending: 20_000,
 		})
 		must(t, err)
@@ -72,7 +72,7 @@ func setupWith(t testing.TB, cfg dlq.Config, orders jetstream.StreamConfig) *bun
 
 func (b *bundle) open(t testing.TB, cfg triage.Config) *triage.Desk {
 	t.Helper()
-	d, err := triage.Open(t.Context(), b.nc, cfg)
+	d, err := triage.Open(within(t), b.nc, cfg)
 	must(t, err)
 	return d
 }
@@ -104,7 +104,7 @@ func (b *bundle) capture(t testing.TB, n int, change ...func(*dlq.Record)) []str
 	for i := range n {
 		r := b.record(change...)
 		ids[i] = r.ID
-		captured, err := b.store.Capture(t.Context(), r, nil)
+		captured, err := b.store.Capture(within(t), r, nil)
 		must(t, err)
 		if !captured {
 			t.Fatalf("dead letter %s was captured before", r.ID)
@@ -115,7 +115,7 @@ func (b *bundle) capture(t testing.TB, n int, change ...func(*dlq.Record)) []str
 
 func (b *bundle) get(t testing.TB, id string) *dlq.Entry {
 	t.Helper()
-	e, err := b.desk.Get(t.Context(), id)
+	e, err := b.desk.Get(within(t), id)
 	must(t, err)
 	return e
 }
@@ -130,7 +130,7 @@ func (b *bundle) wantState(t testing.TB, id string, want dlq.State) {
 func (b *bundle) list(t testing.TB, sel triage.Selection) []string {
 	t.Helper()
 	var ids []string
-	for e, err := range b.desk.Entries(t.Context(), sel, false) {
+	for e, err := range b.desk.Entries(within(t), sel, false) {
 		must(t, err)
 		ids = append(ids, e.ID)
 	}
@@ -151,11 +151,11 @@ type target struct {
 // durable and from the one for its replays. fails says what fails.
 func (b *bundle) consume(t testing.TB, durable string, fails func(id string) bool) *target {
 	t.Helper()
-	s, err := b.js.Stream(t.Context(), ordersStream)
+	s, err := b.js.Stream(within(t), ordersStream)
 	must(t, err)
-	main, err := s.Consumer(t.Context(), durable)
+	main, err := s.Consumer(within(t), durable)
 	must(t, err)
-	_, err = dlq.EnsureReplayConsumer(t.Context(), s, main.CachedInfo().Config)
+	_, err = dlq.EnsureReplayConsumer(within(t), s, main.CachedInfo().Config)
 	must(t, err)
 	tg := &target{handled: make(map[string]int)}
 	if fails == nil {
@@ -237,7 +237,7 @@ func (tg *target) total() (messages, most int) {
 // plan plans a replay that can be run.
 func (b *bundle) plan(t testing.TB, sel triage.Selection, o triage.Options) *triage.Plan {
 	t.Helper()
-	p, err := b.desk.Plan(t.Context(), sel, o)
+	p, err := b.desk.Plan(within(t), sel, o)
 	must(t, err)
 	if len(p.Problems) > 0 {
 		t.Fatalf("the plan has problems: %v", p.Problems)

@@ -38,9 +38,9 @@ func TestChildProcess(t *testing.T) { //nolint:paralleltest // it has its proces
 	nc, err := nats.Connect(url)
 	must(t, err)
 	defer nc.Close()
-	d, err := triage.Open(t.Context(), nc, triage.Config{Actor: "child"})
+	d, err := triage.Open(within(t), nc, triage.Config{Actor: "child"})
 	must(t, err)
-	op, err := d.Run(t.Context(), id, func(o *triage.Operation) {
+	op, err := d.Run(within(t), id, func(o *triage.Operation) {
 		_, _ = fmt.Fprintln(os.Stdout, "claimed", o.Claimed, "in flight", o.InFlight(), o.Status)
 	})
 	must(t, err)
@@ -78,7 +78,7 @@ func TestRun_killed(t *testing.T) {
 				}
 				killed++
 			}
-			op, err := b.desk.Operation(t.Context(), p.ID)
+			op, err := b.desk.Operation(within(t), p.ID)
 			must(t, err)
 			t.Logf("killed %d times: %d resolved, %d failed again", killed, op.Resolved, op.FailedAgain)
 			if op.Status != triage.StatusDone || op.Claimed != entries || op.Resolved+op.FailedAgain != entries || op.InFlight() != 0 ||
@@ -93,7 +93,7 @@ func TestRun_killed(t *testing.T) {
 					t.Errorf("another consumer got %d of them", n)
 				}
 			}
-			s, err := b.desk.Stats(t.Context())
+			s, err := b.desk.Stats(within(t))
 			must(t, err)
 			if s.States[dlq.StateResolved] != op.Resolved || s.States[dlq.StateOpen] != op.FailedAgain || s.States[dlq.StateReplaying] != 0 {
 				t.Errorf("the entries are %v, the operation says %d resolved, %d failed again", s.States, op.Resolved, op.FailedAgain)
@@ -134,7 +134,7 @@ func (b *bundle) runChild(t *testing.T, id string, limit time.Duration) (done bo
 	t.Helper()
 	exe, err := os.Executable()
 	must(t, err)
-	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^TestChildProcess$", "-test.v=false", "-test.count=1")
+	cmd := exec.CommandContext(within(t), exe, "-test.run=^TestChildProcess$", "-test.v=false", "-test.count=1")
 	cmd.Env = append(os.Environ(), childURL+"="+b.server.URL(), childOp+"="+id)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()

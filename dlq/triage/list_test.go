@@ -18,7 +18,7 @@ import (
 func TestOpen_noStream(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	if _, err := triage.Open(t.Context(), b.nc, triage.Config{Stream: "OTHER"}); !errors.Is(err, triage.ErrNoDeadLetters) {
+	if _, err := triage.Open(within(t), b.nc, triage.Config{Stream: "OTHER"}); !errors.Is(err, triage.ErrNoDeadLetters) {
 		t.Errorf("open: %v, want ErrNoDeadLetters", err)
 	}
 }
@@ -30,7 +30,7 @@ func TestEntries(t *testing.T) {
 	b := setup(t)
 	ids := b.capture(t, 5000)
 	for i := 0; i < len(ids); i += 1000 {
-		must(t, b.desk.Archive(t.Context(), b.get(t, ids[i]), ""))
+		must(t, b.desk.Archive(within(t), b.get(t, ids[i]), ""))
 	}
 	open := b.list(t, triage.Selection{})
 	want := newestFirst(slices.DeleteFunc(slices.Clone(ids), func(id string) bool {
@@ -64,7 +64,7 @@ func TestEntries_payload(t *testing.T) {
 	b := setup(t)
 	b.capture(t, 1)
 	for _, payload := range []bool{false, true} {
-		for e, err := range b.desk.Entries(t.Context(), triage.Selection{}, payload) {
+		for e, err := range b.desk.Entries(within(t), triage.Selection{}, payload) {
 			must(t, err)
 			if e.BodySize != 24 || (len(e.Data) > 0) != payload {
 				t.Errorf("with payload %v the size is %d and there are %d bytes", payload, e.BodySize, len(e.Data))
@@ -79,7 +79,7 @@ func TestEntries_unreadable(t *testing.T) {
 	b := setup(t)
 	ids := b.capture(t, 2)
 	publish := func(subject string, h nats.Header) {
-		if _, err := b.js.PublishMsg(t.Context(), &nats.Msg{Subject: "monotel.dlq.DLQ." + subject, Header: h}); err != nil {
+		if _, err := b.js.PublishMsg(within(t), &nats.Msg{Subject: "monotel.dlq.DLQ." + subject, Header: h}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -88,7 +88,7 @@ func TestEntries_unreadable(t *testing.T) {
 	publish("orders.billing.stray", nats.Header{dlq.HeaderChange: {"archived"}})
 	var got []string
 	errs := 0
-	for e, err := range b.desk.Entries(t.Context(), triage.Selection{}, false) {
+	for e, err := range b.desk.Entries(within(t), triage.Selection{}, false) {
 		if e != nil {
 			got = append(got, e.ID)
 		}
@@ -99,7 +99,7 @@ func TestEntries_unreadable(t *testing.T) {
 	if want := append([]string{"broken"}, newestFirst(ids)...); !slices.Equal(got, want) || errs != 2 {
 		t.Errorf("listed are %v with %d errors, want %v with 2", got, errs, want)
 	}
-	s, err := b.desk.Stats(t.Context())
+	s, err := b.desk.Stats(within(t))
 	must(t, err)
 	if s.States[dlq.StateOpen] != 3 || s.Unreadable != 1 {
 		t.Errorf("stats are %+v", s)
@@ -111,7 +111,7 @@ func TestEntries_brokenOff(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.capture(t, 10)
-	for _, err := range b.desk.Entries(t.Context(), triage.Selection{}, false) {
+	for _, err := range b.desk.Entries(within(t), triage.Selection{}, false) {
 		must(t, err)
 		break
 	}
@@ -122,10 +122,10 @@ func TestEntries_brokenOff(t *testing.T) {
 			t.Errorf("with a context that has ended: %v, %v", e, err)
 		}
 	}
-	s, err := b.js.Stream(t.Context(), "DLQ")
+	s, err := b.js.Stream(within(t), "DLQ")
 	must(t, err)
 	for deadline := time.Now().Add(longestWait); ; {
-		info, err := s.Info(t.Context())
+		info, err := s.Info(within(t))
 		must(t, err)
 		if info.State.Consumers == 0 {
 			break
@@ -167,7 +167,7 @@ func TestGet(t *testing.T) {
 		mistyped = ids[4][:5] + "y" + ids[4][6:]
 	}
 	for _, id := range []string{mistyped, "zzzzzzzz9", "", "*", ">", "a.b", "../x"} {
-		_, err := b.desk.Get(t.Context(), id)
+		_, err := b.desk.Get(within(t), id)
 		var notFound *triage.NotFoundError
 		if !errors.Is(err, triage.ErrNotFound) || !errors.As(err, &notFound) {
 			t.Errorf("get %q: %v, want ErrNotFound", id, err)
@@ -183,7 +183,7 @@ func TestTail(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	ids := b.capture(t, 2)
-	must(t, b.desk.Archive(t.Context(), b.get(t, ids[0]), ""))
+	must(t, b.desk.Archive(within(t), b.get(t, ids[0]), ""))
 	var got []string
 	for ev, err := range b.desk.Tail(within(t), 1) {
 		must(t, err)

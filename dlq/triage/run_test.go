@@ -120,7 +120,7 @@ func TestRun_canary(t *testing.T) {
 	if op.Status != triage.StatusStopped || op.Claimed != 1 || op.FailedAgain != 1 || op.Remaining != 49 {
 		t.Errorf("operation %+v, want it stopped after one", op)
 	}
-	tried, remaining, err := b.desk.Tried(t.Context(), p.ID)
+	tried, remaining, err := b.desk.Tried(within(t), p.ID)
 	must(t, err)
 	if !slices.Equal(tried, ids[:1]) || !slices.Equal(remaining, ids[1:]) {
 		t.Errorf("tried are %v, %d remain", tried, len(remaining))
@@ -169,7 +169,7 @@ func TestRun_twoOperators(t *testing.T) {
 	ids := b.capture(t, 200)
 	bob := b.open(t, triage.Config{Actor: "bob@ops"})
 	p1 := b.plan(t, triage.Selection{}, triage.Options{NoWait: true})
-	p2, err := bob.Plan(t.Context(), triage.Selection{}, triage.Options{NoWait: true})
+	p2, err := bob.Plan(within(t), triage.Selection{}, triage.Options{NoWait: true})
 	must(t, err)
 	type result struct {
 		op  *triage.Operation
@@ -200,14 +200,14 @@ func TestRun_twoOperators(t *testing.T) {
 		}
 	}
 	// A third is told before it begins.
-	p3, err := bob.Plan(t.Context(), triage.Selection{IDs: ids[:1]}, triage.Options{})
+	p3, err := bob.Plan(within(t), triage.Selection{IDs: ids[:1]}, triage.Options{})
 	must(t, err)
 	if p3.Selected != 0 || len(p3.LeftOut) != 1 {
 		t.Errorf("the third selects %d and leaves out %v", p3.Selected, p3.LeftOut)
 	}
 	// So is who wants to change one.
 	e := b.get(t, ids[0])
-	if err := b.desk.Discard(t.Context(), e, ""); !errors.Is(err, triage.ErrClaimed) {
+	if err := b.desk.Discard(within(t), e, ""); !errors.Is(err, triage.ErrClaimed) {
 		t.Errorf("discard: %v, want ErrClaimed", err)
 	}
 }
@@ -251,7 +251,7 @@ func TestRun_pausedAndCancelled(t *testing.T) {
 	op, err := b.desk.Run(within(t), p.ID, func(o *triage.Operation) {
 		if !asked && o.Claimed > 0 {
 			asked = true
-			if err := bob.Pause(t.Context(), p.ID); err != nil {
+			if err := bob.Pause(within(t), p.ID); err != nil {
 				t.Error(err)
 			}
 		}
@@ -261,12 +261,12 @@ func TestRun_pausedAndCancelled(t *testing.T) {
 		t.Errorf("operation %+v", op)
 	}
 	must(t, bob.Cancel(t.Context(), p.ID))
-	op, err = b.desk.Operation(t.Context(), p.ID)
+	op, err = b.desk.Operation(within(t), p.ID)
 	must(t, err)
 	if op.Status != triage.StatusCancelled || op.Claimed+op.Remaining != 100 {
 		t.Errorf("operation %+v", op)
 	}
-	if _, err := b.desk.Run(t.Context(), p.ID, nil); !errors.Is(err, triage.ErrState) {
+	if _, err := b.desk.Run(within(t), p.ID, nil); !errors.Is(err, triage.ErrState) {
 		t.Errorf("run it: %v, want ErrState", err)
 	}
 }
@@ -280,7 +280,7 @@ func TestRun_rate(t *testing.T) {
 	p := b.plan(t, triage.Selection{}, triage.Options{Rate: 50})
 	begin := time.Now()
 	b.run(t, p.ID)
-	if took := time.Since(begin); took < 1900*time.Millisecond {
+	if took := time.Since(begin); took < 1900*time.Millisecond { //nolint:forbidigo // a lower bound
 		t.Errorf("100 messages at 50/s took %v", took)
 	}
 }
@@ -302,7 +302,7 @@ func TestRun_everyone(t *testing.T) {
 		b.wantState(t, id, dlq.StateSent)
 	}
 	for _, durable := range []string{billing, reports} {
-		cons, err := b.js.Consumer(t.Context(), ordersStream, durable)
+		cons, err := b.js.Consumer(within(t), ordersStream, durable)
 		must(t, err)
 		if n := cons.CachedInfo().NumPending; n != 5 {
 			t.Errorf("consumer %s has %d messages to get, want 5", durable, n)

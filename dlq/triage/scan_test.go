@@ -44,10 +44,10 @@ func TestChildLists(t *testing.T) { //nolint:paralleltest // it has its process 
 	nc, err := nats.Connect(url)
 	must(t, err)
 	defer nc.Close()
-	d, err := triage.Open(t.Context(), nc, triage.Config{})
+	d, err := triage.Open(within(t), nc, triage.Config{})
 	must(t, err)
 	n, most := 0, uint64(0)
-	for e, err := range d.Entries(t.Context(), triage.Selection{}, true) {
+	for e, err := range d.Entries(within(t), triage.Selection{}, true) {
 		must(t, err)
 		if len(e.Data) < large {
 			t.Fatalf("dead letter %s has %d bytes", e.ID, len(e.Data))
@@ -101,7 +101,7 @@ func TestEntries_sizes(t *testing.T) {
 	}
 	ids = append(ids, b.capture(t, 10, sized(large))...)
 	ids = append(ids, b.capture(t, 300)...)
-	must(t, b.desk.Archive(t.Context(), b.get(t, ids[300]), ""))
+	must(t, b.desk.Archive(within(t), b.get(t, ids[300]), ""))
 	want := newestFirst(slices.Delete(slices.Clone(ids), 300, 301))
 	for _, payload := range []bool{false, true} {
 		var got []string
@@ -152,12 +152,12 @@ func TestEntries_largerThanAChunk(t *testing.T) {
 		begin:  time.Now().Add(-time.Hour).UTC().Truncate(time.Second),
 	}
 	b.nc = b.server.Conn()
-	js, err := jetstream.New(b.nc)
+	js, err := jetstream.New(b.nc, jetstream.WithDefaultTimeout(longestWait))
 	must(t, err)
 	b.js = js
 	b.store, err = dlq.NewStore(b.nc, b.js, dlq.Config{})
 	must(t, err)
-	must(t, b.store.Provision(t.Context()))
+	must(t, b.store.Provision(within(t)))
 	b.desk = b.open(t, triage.Config{})
 	var ids []string
 	for range 3 {
@@ -181,13 +181,13 @@ func TestGet_largeHistory(t *testing.T) {
 	id := b.capture(t, 1, sized(large))[0]
 	const edits = 3 * triage.AimedBytes / large
 	for i := range edits {
-		must(t, b.desk.Edit(t.Context(), b.get(t, id), triage.Revision{Data: bytes.Repeat([]byte{byte('a' + i)}, large)}))
+		must(t, b.desk.Edit(within(t), b.get(t, id), triage.Revision{Data: bytes.Repeat([]byte{byte('a' + i)}, large)}))
 	}
 	e := b.get(t, id)
 	if len(e.History) != edits || e.Revision != edits {
 		t.Errorf("it has %d changes and revision %d, want %d", len(e.History), e.Revision, edits)
 	}
-	n, err := triage.MessagesOf(t.Context(), b.desk, b.store.SubjectOf(e.Record))
+	n, err := triage.MessagesOf(within(t), b.desk, b.store.SubjectOf(e.Record))
 	must(t, err)
 	if n != edits+1 {
 		t.Errorf("it has %d messages, want %d", n, edits+1)
@@ -205,13 +205,13 @@ func TestRead_slow(t *testing.T) {
 	nc, err := nats.Connect(line.url)
 	must(t, err)
 	t.Cleanup(nc.Close)
-	d, err := triage.Open(t.Context(), nc, triage.Config{})
+	d, err := triage.Open(within(t), nc, triage.Config{})
 	must(t, err)
 
 	line.pace(messages*size/20, stall/10) // twice as long as without a message
 	begin := time.Now()
 	n, upto, err := triage.ReadOnce(within(t), d, 1, messages, stall)
-	took := time.Since(begin)
+	took := time.Since(begin) //nolint:forbidigo // a lower bound
 	if err != nil || n != messages || upto != messages {
 		t.Errorf("read are %d up to %d: %v, want %d", n, upto, err, messages)
 	}
@@ -230,7 +230,7 @@ func TestEntries_slow(t *testing.T) {
 	nc, err := nats.Connect(line.url)
 	must(t, err)
 	t.Cleanup(nc.Close)
-	d, err := triage.Open(t.Context(), nc, triage.Config{})
+	d, err := triage.Open(within(t), nc, triage.Config{})
 	must(t, err)
 	line.pace(messages*size/100, 100*time.Millisecond)
 	var got []string
@@ -253,7 +253,7 @@ func TestRead_stalled(t *testing.T) {
 	nc, err := nats.Connect(line.url)
 	must(t, err)
 	t.Cleanup(nc.Close)
-	d, err := triage.Open(t.Context(), nc, triage.Config{})
+	d, err := triage.Open(within(t), nc, triage.Config{})
 	must(t, err)
 	line.after(messages * size / 2)
 	if _, _, err := triage.ReadOnce(within(t), d, 1, messages, stall); !errors.Is(err, triage.ErrStalled) {
@@ -276,7 +276,7 @@ type slowLine struct {
 func newSlowLine(t *testing.T, server string) *slowLine {
 	t.Helper()
 	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	l, err := lc.Listen(within(t), "tcp", "127.0.0.1:0")
 	must(t, err)
 	_, addr, _ := strings.Cut(server, "@")
 	const much = 1 << 30
@@ -372,10 +372,10 @@ func TestRead_behind(t *testing.T) {
 	b := setup(t)
 	const n = 5
 	b.capture(t, n)
-	if err := triage.Behind(t.Context(), b.desk, 3, n); !errors.Is(err, triage.ErrBehind) {
+	if err := triage.Behind(within(t), b.desk, 3, n); !errors.Is(err, triage.ErrBehind) {
 		t.Errorf("messages that were not seen are the error %v", err)
 	}
-	if err := triage.Behind(t.Context(), b.desk, n, n+4); err != nil {
+	if err := triage.Behind(within(t), b.desk, n, n+4); err != nil {
 		t.Errorf("what is not there is the error %v", err)
 	}
 }

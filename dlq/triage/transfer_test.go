@@ -20,21 +20,21 @@ func TestExport(t *testing.T) {
 	from, to := setup(t), setupWith(t, dlq.Config{Stream: jetstream.StreamConfig{Name: "COPY"}}, jetstream.StreamConfig{})
 	ids := from.capture(t, 3)
 	large := from.capture(t, 1, func(r *dlq.Record) { r.Data = bytes.Repeat([]byte{0, 1}, 1<<19) })[0]
-	must(t, from.desk.Edit(t.Context(), from.get(t, ids[0]), triage.Revision{Data: []byte(`{}`)}))
-	must(t, from.desk.Discard(t.Context(), from.get(t, ids[1]), "spam"))
+	must(t, from.desk.Edit(within(t), from.get(t, ids[0]), triage.Revision{Data: []byte(`{}`)}))
+	must(t, from.desk.Discard(within(t), from.get(t, ids[1]), "spam"))
 	// Nobody consumes, so it stays on its way.
 	p := from.plan(t, triage.Selection{IDs: ids[2:]}, triage.Options{NoWait: true})
 	from.run(t, p.ID)
 
 	var file bytes.Buffer
-	n, err := from.desk.Export(t.Context(), triage.Selection{States: dlq.States()}, &file)
+	n, err := from.desk.Export(within(t), triage.Selection{States: dlq.States()}, &file)
 	must(t, err)
 	if n != 4 {
 		t.Errorf("%d were exported, want 4", n)
 	}
 	whole := file.String()
 	for range 2 { // it can be repeated
-		got, err := to.desk.Import(t.Context(), strings.NewReader(whole))
+		got, err := to.desk.Import(within(t), strings.NewReader(whole))
 		must(t, err)
 		if got.Imported+got.Present != 4 {
 			t.Errorf("imported %+v", got)
@@ -44,9 +44,9 @@ func TestExport(t *testing.T) {
 		ids[0]: dlq.StateOpen, ids[1]: dlq.StateDiscarded, ids[2]: dlq.StateOpen, large: dlq.StateOpen,
 	} {
 		to.wantState(t, id, state)
-		was, err := from.desk.Current(t.Context(), from.get(t, id))
+		was, err := from.desk.Current(within(t), from.get(t, id))
 		must(t, err)
-		is, err := to.desk.Current(t.Context(), to.get(t, id))
+		is, err := to.desk.Current(within(t), to.get(t, id))
 		must(t, err)
 		if !bytes.Equal(was.Data, is.Data) || was.Error != is.Error || was.Header.Get("Tenant") != is.Header.Get("Tenant") {
 			t.Errorf("dead letter %s is another one: %d and %d bytes", id, len(was.Data), len(is.Data))
@@ -63,7 +63,7 @@ func TestImport_cutShort(t *testing.T) {
 	from := setup(t)
 	from.capture(t, 3)
 	var file bytes.Buffer
-	_, err := from.desk.Export(t.Context(), triage.Selection{}, &file)
+	_, err := from.desk.Export(within(t), triage.Selection{}, &file)
 	must(t, err)
 	lines := strings.SplitAfter(file.String(), "\n")
 	for name, cut := range map[string]struct {
@@ -84,7 +84,7 @@ func TestImport_cutShort(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			to := setup(t)
-			n, err := to.desk.Import(t.Context(), strings.NewReader(cut.text))
+			n, err := to.desk.Import(within(t), strings.NewReader(cut.text))
 			if n.Imported != cut.imported || !errors.Is(err, cut.want) || !strings.Contains(err.Error(), cut.says) {
 				t.Errorf("imported %+v, %v; want %d and %v that says %q", n, err, cut.imported, cut.want, cut.says)
 			}
@@ -101,13 +101,13 @@ func TestImport_goesOn(t *testing.T) {
 	from, to := setup(t), setup(t)
 	id := from.capture(t, 1)[0]
 	var before, after bytes.Buffer
-	_, err := from.desk.Export(t.Context(), triage.Selection{}, &before)
+	_, err := from.desk.Export(within(t), triage.Selection{}, &before)
 	must(t, err)
-	must(t, from.desk.Archive(t.Context(), from.get(t, id), ""))
-	_, err = from.desk.Export(t.Context(), triage.Selection{IDs: []string{id}}, &after)
+	must(t, from.desk.Archive(within(t), from.get(t, id), ""))
+	_, err = from.desk.Export(within(t), triage.Selection{IDs: []string{id}}, &after)
 	must(t, err)
 	for _, file := range []*bytes.Buffer{&before, &after} {
-		n, err := to.desk.Import(t.Context(), file)
+		n, err := to.desk.Import(within(t), file)
 		must(t, err)
 		if n.Imported != 1 {
 			t.Errorf("imported %+v", n)

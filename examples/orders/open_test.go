@@ -22,7 +22,7 @@ import (
 	"github.com/monotel/monotel/mono/monotest"
 )
 
-const patience = 30 * time.Second
+const patience = 3 * time.Minute
 
 // An openShop is a run with -open whose orders are taken.
 type openShop struct {

@@ -1,11 +1,13 @@
 package cli
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -326,10 +327,25 @@ func TestTail(t *testing.T) {
 		t.Errorf("the last event is %s, %v", lines[2], err)
 	}
 
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	var o, e bytes.Buffer
-	if code := run(ctx, []string{"dlq", "tail"}, b.process(&o, &e)); code != exitDone || e.Len() > 0 {
+	ctx, interrupt := context.WithCancel(t.Context())
+	defer interrupt()
+	reader, o := io.Pipe()
+	var e bytes.Buffer
+	ended := make(chan int, 1)
+	go func() { ended <- run(ctx, []string{"dlq", "tail", "--from", "1"}, b.process(o, &e)) }()
+	if _, err := bufio.NewReader(reader).ReadString('\n'); err != nil { // it follows
+		t.Fatal(err)
+	}
+	rest := make(chan struct{})
+	go func() {
+		defer close(rest)
+		_, _ = io.Copy(io.Discard, reader)
+	}()
+	interrupt()
+	code := <-ended
+	_ = o.Close()
+	<-rest
+	if code != exitDone || e.Len() > 0 {
 		t.Errorf("an interrupted tail ends with %d and %q", code, e.String())
 	}
 }

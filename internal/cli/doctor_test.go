@@ -37,11 +37,8 @@ func TestDoctor_noPermission(t *testing.T) {
 	}
 	b := bare(t)
 	b.env["NATS_URL"] = guest
-	start := time.Now()
+	// That no request waits in vain is kept by TestStore_Doctor_permissions of package dlq.
 	code, out, errs := b.run("dlq", "doctor", "--output", "json")
-	if took := time.Since(start); took > 8*time.Second {
-		t.Errorf("it took %v: requests that are refused have timed out", took)
-	}
 	if code != exitPartly || !strings.Contains(errs, "2 checks could not be made") {
 		t.Errorf("exit code %d, want %d: %s", code, exitPartly, errs)
 	}

@@ -102,7 +102,7 @@ func leafServer(t *testing.T, hub *server.Server) string {
 		t.Fatal(err)
 	}
 	address := withoutUser(started(t, s, "x"))
-	deadline, look := time.NewTimer(30*time.Second), time.NewTicker(5*time.Millisecond)
+	deadline, look := time.NewTimer(patience), time.NewTicker(5*time.Millisecond)
 	defer deadline.Stop()
 	defer look.Stop()
 	for hub.NumLeafNodes() == 0 {

@@ -181,7 +181,7 @@ func (g *guide) until(n uint64) {
 		g.t.Fatal(err)
 	}
 	defer func() { _ = sub.Unsubscribe() }()
-	for deadline := time.Now().Add(time.Minute); ; {
+	for deadline := time.Now().Add(patience); ; {
 		js, err := g.nc.JetStream()
 		if err != nil {
 			g.t.Fatal(err)
@@ -228,7 +228,7 @@ func (g *guide) command(line, want string) string {
 		words[i] = word
 	}
 	var both bytes.Buffer // as a terminal shows them
-	ctx, cancel := context.WithTimeout(g.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(g.t.Context(), patience)
 	defer cancel()
 	p := g.process(&both, &both)
 	code := run(ctx, words[1:], p)

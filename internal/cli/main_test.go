@@ -155,10 +155,14 @@ func (b *bundle) process(out, err io.Writer) process {
 	}
 }
 
+// patience bounds what a test waits for. It measures nothing: a busy machine takes
+// its time.
+const patience = 3 * time.Minute
+
 func (b *bundle) run(args ...string) (code int, stdout, stderr string) {
 	b.t.Helper()
 	var out, err bytes.Buffer
-	ctx, cancel := context.WithTimeout(b.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(b.t.Context(), patience)
 	defer cancel()
 	code = run(ctx, args, b.process(&out, &err))
 	return code, out.String(), err.String()

@@ -61,7 +61,7 @@ func BenchmarkMillion(b *testing.B) {
 		}
 		memory := watchMemory(cmd.Process.Pid)
 		err := cmd.Wait()
-		b.ReportMetric(time.Since(begin).Seconds(), "s")
+		b.ReportMetric(time.Since(begin).Seconds(), "s") //nolint:forbidigo // a benchmark
 		most = max(most, memory())
 		b.ReportMetric(most, "MiB")
 		if err != nil {
@@ -81,7 +81,7 @@ func BenchmarkMillion(b *testing.B) {
 	once("impl=read", func(b *testing.B) {
 		begin := time.Now()
 		readThrough(b, js, n)
-		b.ReportMetric(time.Since(begin).Seconds(), "s")
+		b.ReportMetric(time.Since(begin).Seconds(), "s") //nolint:forbidigo // a benchmark
 		b.ReportMetric(float64(n), "entries")
 	})
 	once("impl=groups", func(b *testing.B) {

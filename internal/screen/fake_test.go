@@ -286,7 +286,7 @@ func (b *bench) send(msg tea.Msg) {
 // until takes messages until something is true.
 func (b *bench) until(what string, is func() bool) {
 	b.t.Helper()
-	deadline, look := time.NewTimer(time.Minute), time.NewTicker(time.Millisecond)
+	deadline, look := time.NewTimer(patience), time.NewTicker(time.Millisecond)
 	defer deadline.Stop()
 	defer look.Stop()
 	for !is() {

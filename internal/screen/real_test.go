@@ -79,7 +79,7 @@ func (s *shop) got() []orderPlaced {
 // screen on what it has captured.
 func openShop(t *testing.T, orders ...orderPlaced) (*shop, *triage.Desk, *bench) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
 	s := &shop{}
 	app := monotest.AppWith(t, []mono.Option{mono.WithStoreDir(t.TempDir()), mono.WithLogger(slog.New(slog.DiscardHandler))}, s)

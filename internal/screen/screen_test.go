@@ -758,10 +758,13 @@ func (o *terminal) String() string {
 	return o.written.String()
 }
 
+// patience bounds what a test waits for.
+const patience = 3 * time.Minute
+
 // await waits until something was written.
 func (o *terminal) await(t *testing.T, text string) {
 	t.Helper()
-	deadline := time.After(time.Minute)
+	deadline := time.After(patience)
 	for !strings.Contains(o.String(), text) {
 		select {
 		case <-o.more:
@@ -794,7 +797,7 @@ func wait(t *testing.T, result <-chan error) error {
 	select {
 	case err := <-result:
 		return err
-	case <-time.After(time.Minute):
+	case <-time.After(patience):
 		t.Fatal("the screen does not close")
 		return nil
 	}

@@ -31,7 +31,7 @@ import (
 )
 
 // patience bounds every wait of a test.
-const patience = 60 * time.Second
+const patience = 3 * time.Minute
 
 func within(t *testing.T) context.Context {
 	t.Helper()

@@ -107,7 +107,14 @@ func (s *TestServer) Stop() {
 // Conn connects to the server until the test ends.
 func (s *TestServer) Conn(opts ...nats.Option) *nats.Conn {
 	s.tb.Helper()
+	// The client waits for two seconds by default, and so does the server for its
+	// password: on a busy machine that is too little now and then.
+	const tries, patience = 10, time.Minute
+	opts = append([]nats.Option{nats.Timeout(patience)}, opts...)
 	nc, err := nats.Connect(s.URL(), opts...)
+	for n := 1; err != nil && n < tries; n++ {
+		nc, err = nats.Connect(s.URL(), opts...)
+	}
 	if err != nil {
 		s.tb.Fatalf("monotest: connect: %v", err)
 	}
