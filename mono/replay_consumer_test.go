@@ -240,7 +240,7 @@ func (m *replayMeasure) publish(t testing.TB, n int, subject func(i int) string)
 	if !pollFor(4*patience, func() bool { return m.handled.Load() >= want }) {
 		t.Fatalf("%d of %d messages were not handled", want-m.handled.Load(), n)
 	}
-	return time.Since(begin)
+	return time.Since(begin) //nolint:forbidigo // compared with another within one run
 }
 
 func (m *replayMeasure) best(t testing.TB, rounds, events int) time.Duration {

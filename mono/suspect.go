@@ -133,7 +133,8 @@ func (g *gate) enter(ending <-chan struct{}) bool {
 func (g *gate) leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.running--; g.running == 0 && g.alone {
+	g.running--
+	if g.running == 0 && g.alone {
 		g.signal()
 	}
 }
