@@ -257,7 +257,7 @@ func newStreamConsumer(rt *run, r *streamRegistration, mw []Middleware) *streamC
 	c.handle = chainHandle(mw, r.info, HandleFunc(r.handler))
 	c.pull.init(c, r.info.Durable)
 	c.queue.init()
-	c.gate.init()
+	c.gate.init(c.cfg.Concurrency)
 	c.ending = make(chan struct{})
 	c.held.c = c
 	c.history.prior = &c.prior
@@ -341,7 +341,7 @@ func (c *streamConsumer) handleBatch(batch []*Msg) {
 			c.handBack(rest)
 		}
 	}
-	if batch[0].attempt() > 1 {
+	if slices.ContainsFunc(batch, func(m *Msg) bool { return m.attempt() > 1 }) {
 		c.flush()
 	}
 }

@@ -2,7 +2,6 @@ package mono
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -98,27 +97,32 @@ func (c *streamConsumer) unmark(m *Msg, id string) {
 // flush waits until the server has read what was sent, so that a crash with the next
 // message does not undo what is settled.
 func (c *streamConsumer) flush() {
+	if !c.rt.nc.IsConnected() {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.work), markTimeout)
 	defer cancel()
-	if err := c.rt.nc.FlushWithContext(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
-		return // the connection is gone, which is known
-	}
+	_ = c.rt.nc.FlushWithContext(ctx) // or the connection is gone, which is reported elsewhere
 }
 
 // A gate lets one message be handled while no other is. It is a mutex for readers and
 // a writer, but for two things: the writer does not wait forever, and both give up when
 // the consumer stops.
 type gate struct {
+	single  bool // there is one worker
 	mu      sync.Mutex
 	changed chan struct{} // closed, and made again, when alone or running changes
 	running int
 	alone   bool
 }
 
-func (g *gate) init() { g.changed = make(chan struct{}) }
+func (g *gate) init(workers int) { g.single, g.changed = workers == 1, make(chan struct{}) }
 
 // enter waits while a message is handled alone. It returns false if the consumer stops.
 func (g *gate) enter(ending <-chan struct{}) bool {
+	if g.single {
+		return true
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for g.alone {
@@ -131,6 +135,9 @@ func (g *gate) enter(ending <-chan struct{}) bool {
 }
 
 func (g *gate) leave() {
+	if g.single {
+		return
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.running--

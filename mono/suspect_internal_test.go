@@ -1,0 +1,131 @@
+package mono
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// While one message is handled alone no other is, and both wait for each other.
+func TestGate_alone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var g gate
+		g.init(4)
+		ending := make(chan struct{})
+		if !g.enter(ending) || !g.enter(ending) {
+			t.Fatal("two may run together")
+		}
+		var order []string
+		alone, other := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(alone)
+			if !g.enterAlone(ending) {
+				t.Error("it is not let in")
+			}
+			order = append(order, "alone")
+			g.leaveAlone()
+		}()
+		synctest.Wait()
+		go func() {
+			defer close(other)
+			if !g.enter(ending) {
+				t.Error("it is not let in")
+			}
+			order = append(order, "other")
+			g.leave()
+		}()
+		synctest.Wait()
+		if len(order) != 0 {
+			t.Fatalf("let in while others run: %v", order)
+		}
+		g.leave()
+		g.leave()
+		<-alone
+		<-other
+		if len(order) != 2 || order[0] != "alone" {
+			t.Errorf("let in: %v, want the one that is alone first", order)
+		}
+	})
+}
+
+// One that hangs keeps the one that is to be alone for aloneTimeout, and Stop ends
+// every wait.
+func TestGate_givesUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var g gate
+		g.init(2)
+		ending := make(chan struct{})
+		g.enter(ending) // and hangs
+		begin := time.Now()
+		if !g.enterAlone(ending) {
+			t.Error("it is not let in")
+		}
+		if waited := time.Now().Sub(begin); waited != aloneTimeout { //nolint:gocritic // of the bubble's clock
+			t.Errorf("it waited %v, want %v", waited, aloneTimeout)
+		}
+		entered := make(chan bool)
+		go func() { entered <- g.enter(ending) }()
+		synctest.Wait()
+		close(ending)
+		if <-entered {
+			t.Error("one is let in beside the one that is alone")
+		}
+	})
+}
+
+// The batch limit halves with each attempt, and the last one is alone.
+func TestBatchLimit(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		batch, attempts int
+		want            []int // at attempt 1, 2, …
+	}{
+		{batch: 10, attempts: 5, want: []int{10, 5, 2, 1, 1, 1}},
+		{batch: 1000, attempts: 3, want: []int{1000, 500, 1, 1}},
+		{batch: 1000, attempts: -1, want: []int{1000, 500, 250, 125}},
+		{batch: 10, attempts: 1, want: []int{1, 1}},
+		{batch: 1, attempts: 5, want: []int{1, 1, 1}},
+	} {
+		cfg := StreamConsumerConfig{Fetch: FetchConfig{BatchSize: tt.batch}}
+		c := &streamConsumer{cfg: &cfg, retry: RetryPolicy{MaxAttempts: tt.attempts}}
+		for i, want := range tt.want {
+			if got := c.batchLimit(uint64(i + 1)); got != want {
+				t.Errorf("batches of %d, %d attempts: %d together at attempt %d, want %d", tt.batch, tt.attempts, got, i+1, want)
+			}
+		}
+	}
+}
+
+// A lease is trusted from when the server has heard of the message for sure.
+func TestLease(t *testing.T) {
+	t.Parallel()
+	const wait = 30 * time.Second
+	var l lease
+	l.begin(time.Second, true)
+	if l.ended(time.Second+wait, wait) || !l.ended(2*time.Second+wait, wait) {
+		t.Error("it does not last AckWait from the delivery")
+	}
+	l.extend(20*time.Second, 21*time.Second, wait)
+	if l.ended(20*time.Second+wait, wait) || !l.ended(21*time.Second+wait, wait) {
+		t.Error("it does not last AckWait from when the extension was sent")
+	}
+	l.extend(40*time.Second, 51*time.Second, wait) // it may have ended between the two
+	if !l.ended(52*time.Second, wait) {
+		t.Error("an extension that may have come too late is trusted")
+	}
+	l.extend(53*time.Second, 54*time.Second, wait)
+	if !l.ended(55*time.Second, wait) {
+		t.Error("a lease that has ended is extended")
+	}
+	l.begin(60*time.Second, false)
+	if !l.ended(60*time.Second, wait) {
+		t.Error("a delivery that may be old is trusted")
+	}
+	l.begin(61*time.Second, true)
+	l.end()
+	if !l.ended(61*time.Second, wait) || l.untouched(62*time.Second) != time.Second {
+		t.Error("a lease is trusted although the server may have lost its state")
+	}
+}
