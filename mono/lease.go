@@ -66,10 +66,8 @@ func (l *lease) extend(sent, confirmed, ackWait time.Duration) {
 // answer is through. While something is asked for, the server sends heartbeats.
 func (p *puller) heard(now time.Duration) (trusted bool) {
 	before := time.Duration(p.alive.Swap(int64(now)))
-	const third = 3
-	silence := max(p.c.server.AckWait/third, 2*p.heartbeat) //nolint:mnd // two heartbeats
-	if before != 0 && now-before > silence && p.trustAfter.Swap(math.MaxInt64) == 0 {
-		p.extensions.Go(p.askForAnswer)
+	if before != 0 && now-before > p.silence() || p.stoodStill(now) {
+		p.distrust()
 	}
 	after := p.trustAfter.Load()
 	if after == 0 {
@@ -82,22 +80,51 @@ func (p *puller) heard(now time.Duration) (trusted bool) {
 	return false
 }
 
+// silence is how long nothing may come while something is asked for.
+func (p *puller) silence() time.Duration {
+	return max(p.c.server.AckWait/leaseTicks, 2*p.heartbeat) //nolint:mnd // two heartbeats
+}
+
+// stoodStill reports whether this process was stopped for a while, until now: run looks
+// after leases each third of AckWait.
+func (p *puller) stoodStill(now time.Duration) bool {
+	ticked := time.Duration(p.ticked.Load())
+	return ticked != 0 && now-ticked > p.c.server.AckWait/leaseTicks+p.silence()
+}
+
+// distrust trusts no message until the server has answered.
+func (p *puller) distrust() {
+	p.silences.Add(1)
+	if p.trustAfter.Swap(math.MaxInt64) != math.MaxInt64 { // otherwise somebody asks already
+		p.extensions.Go(p.askForAnswer)
+	}
+}
+
 // askForAnswer waits until the server answers, and notes how much came before.
 func (p *puller) askForAnswer() {
 	for {
+		silences := p.silences.Load()
 		ctx, cancel := context.WithTimeout(p.running, lookUpTimeout)
 		err := p.c.rt.nc.FlushWithContext(ctx)
 		cancel()
 		if p.running.Err() != nil || p.c.rt.nc.IsClosed() {
 			return
 		}
-		if err == nil {
-			break
+		if err != nil {
+			select {
+			case <-p.running.Done():
+				return
+			case <-time.After(lookUpPause):
+			}
+			continue
+		}
+		delivered, _ := p.sub.Delivered()
+		waiting, _, _ := p.sub.Pending()
+		p.trustAfter.Store(max(delivered+int64(waiting), 1))
+		if p.silences.Load() == silences || p.trustAfter.Swap(math.MaxInt64) == math.MaxInt64 {
+			return // or there was another silence meanwhile, and another asks about that
 		}
 	}
-	delivered, _ := p.sub.Delivered()
-	waiting, _, _ := p.sub.Pending()
-	p.trustAfter.Store(max(delivered+int64(waiting), 1))
 }
 
 // leaseEnded reports whether another instance may have the message.

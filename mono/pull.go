@@ -51,6 +51,8 @@ type puller struct {
 
 	activity   atomic.Uint64 // counts what the server sent, for the watchdog
 	alive      atomic.Int64  // when something came from the server, or was first asked for, as uptime
+	ticked     atomic.Int64  // when run has looked after leases, as uptime; 0: it does not run
+	silences   atomic.Uint32 // after which nothing was trusted
 	trustAfter atomic.Int64  // messages of sub; those before may have been under way for long; 0: none were
 	missing    atomic.Bool   // consumer is being recreated
 	stopping   atomic.Bool
@@ -76,6 +78,9 @@ const (
 	leastAhead   = 512 // unless aheadCalls allows more
 	maxHeartbeat = 5 * time.Second
 	minHeartbeat = 250 * time.Millisecond
+
+	// leaseTicks is how often leases are looked after in AckWait.
+	leaseTicks = 3
 
 	// heartbeatsInLease is how many heartbeats there are in AckWait, see heard.
 	heartbeatsInLease = 6
@@ -377,7 +382,7 @@ func (p *puller) run() {
 	defer close(p.runDone)
 	// A lease is extended when a third of it has passed, and looked at as often:
 	// two chances are left when a message to the server is lost.
-	lease := p.c.server.AckWait / 3
+	lease := p.c.server.AckWait / leaseTicks
 	leases := time.NewTicker(lease)
 	defer leases.Stop()
 	watchdog := time.NewTicker(2*p.heartbeat + time.Second)
@@ -386,6 +391,7 @@ func (p *puller) run() {
 	defer refused.Stop()
 	var seen uint64
 	last := uptime()
+	p.ticked.Store(int64(last))
 	for {
 		select {
 		case <-p.stopRun:
@@ -395,7 +401,11 @@ func (p *puller) run() {
 			if now-last > p.c.server.AckWait { // this process was stopped for a while
 				p.expectEchoes()
 			}
+			if p.stoodStill(now) {
+				p.distrust()
+			}
 			last = now
+			p.ticked.Store(int64(now))
 			p.extendLeases(now, lease)
 		case <-watchdog.C:
 			if n := p.activity.Load(); n != seen {
@@ -408,7 +418,10 @@ func (p *puller) run() {
 		case <-refused.C:
 			p.pull()
 		case <-p.gone:
+			p.ticked.Store(0)
 			p.lost()
+			last = uptime()
+			p.ticked.Store(int64(last))
 		}
 	}
 }

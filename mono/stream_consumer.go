@@ -326,7 +326,7 @@ func (c *streamConsumer) handleBatch(batch []*Msg) {
 		c.busy.Add(-1)
 		c.release(batch)
 	}()
-	rest := c.sift(c.withoutRepeats(c.ownBatch(batch)))
+	rest := c.ownBatch(c.sift(c.withoutRepeats(c.ownBatch(batch)))) // sift may take long
 	switch {
 	case len(rest) == 0:
 	case c.work.Err() != nil: // there is no time left to begin
@@ -336,7 +336,9 @@ func (c *streamConsumer) handleBatch(batch []*Msg) {
 	default:
 		if c.gate.enter(c.ending) {
 			defer c.gate.leave()
-			c.call(rest)
+			if rest = c.ownBatch(rest); len(rest) > 0 {
+				c.call(rest)
+			}
 		} else {
 			c.handBack(rest)
 		}

@@ -71,7 +71,9 @@ func (c *streamConsumer) handleMarked(m *Msg) {
 	default:
 		defer c.unmark(m, id)
 	}
-	c.call([]*Msg{m})
+	if own := c.ownBatch([]*Msg{m}); len(own) > 0 {
+		c.call(own)
+	}
 }
 
 // mark stores that a message is handed over, and returns how often it was before. When
