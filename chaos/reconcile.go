@@ -19,6 +19,7 @@ import (
 type handling struct {
 	entry // of its begin
 
+	handed   time.Time // when the first message of its batch began
 	end      time.Time // when it decided; zero: it did not
 	outcome  string    // "": the process ended before
 	acked    time.Time // when Ack had returned
@@ -30,6 +31,19 @@ type handling struct {
 // batch has made that undone by contract.
 func (h *handling) success() bool {
 	return h.outcome == outcomeOK && (h.style == acks || h.returned == "" || h.returned == outcomeOK)
+}
+
+// handedOver is when the handler got the batch.
+func (h *handling) handedOver() time.Time {
+	if h.handed.IsZero() {
+		return h.at()
+	}
+	return h.handed
+}
+
+// counted reports whether it is the number of attempts that decides.
+func (h *handling) counted() bool {
+	return h.outcome == outcomeError || h.outcome == outcomePanic || h.outcome == outcomeNak
 }
 
 // gaveUp reports whether the message is to be dead-lettered.
@@ -172,6 +186,10 @@ func (l *ledger) readJournals() error {
 		case wroteBegin:
 			h := &handling{entry: *e, style: l.consumers[e.Durable].style}
 			open[k] = h
+			h.handed = e.at()
+			if first := batches[whole]; len(first) > 0 {
+				h.handed = first[0].handed
+			}
 			batches[whole] = append(batches[whole], h)
 			at := place{e.Durable, e.Seq, e.ID}
 			if len(l.handlings[at]) == 0 && e.Op == "" {
@@ -533,6 +551,9 @@ func (l *ledger) checkHandlings(at place, all []*handling) {
 		if !a.success() && !a.gaveUp() || i == len(all)-1 {
 			continue
 		}
+		if a.counted() && i+1 < a.Max {
+			continue // deliveries that were handed back are no attempts
+		}
 		b := all[i+1]
 		if a.Op != b.Op {
 			continue // cannot be: a replay has a sequence of its own
@@ -571,7 +592,7 @@ func (l *ledger) checkReplay(at place, all []*handling) {
 			continue
 		}
 		for _, h := range all {
-			if h.at().After(c.at.Add(lookup)) {
+			if h.handedOver().After(c.at.Add(lookup)) {
 				l.find("outcome_handled_again", at, "%s was stored at %s, and attempt %d began after that; before it: %s",
 					c.Kind, c.at.Format(clock), h.Attempt, l.before(h))
 			}
@@ -593,7 +614,7 @@ func (l *ledger) checkRecords(at place, all []*deadLetter) {
 	}
 	handled := l.handlings[at]
 	for _, h := range handled {
-		if h.Op == "" && h.at().After(d.at.Add(lookup)) {
+		if h.Op == "" && h.handedOver().After(d.at.Add(lookup)) {
 			l.find("captured_handled_again", at, "captured at %s, and attempt %d began after that; before it: %s",
 				d.at.Format(clock), h.Attempt, l.before(h))
 		}

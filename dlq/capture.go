@@ -76,6 +76,10 @@ func (s *Store) CaptureNext(ctx context.Context, r *Record, more nats.Header) (c
 // of creation, or somebody else has published there. See [NextID].
 var ErrIDTaken = errors.New("another message has the ID of this dead letter")
 
+// ErrNoRoomElsewhere reports a record that is too large for a message, and whose body
+// could not be put into the object store. Other records may fit.
+var ErrNoRoomElsewhere = errors.New("its body is not stored in the object store")
+
 // maxIDs is how many IDs are tried for one message, see [NextID].
 const maxIDs = 4
 
@@ -176,7 +180,7 @@ func (s *Store) message(ctx context.Context, r *Record, more nats.Header) (*nats
 		return nil, err
 	}
 	if err := s.putElsewhere(ctx, r); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrNoRoomElsewhere, err)
 	}
 	msg.Data = nil
 	for _, d := range diagnostics {

@@ -58,7 +58,10 @@ func (c *streamConsumer) readHandedBack() {
 	defer cancel()
 	all, err := c.rt.dead.store.HandedBack(ctx, c.info.Stream, *c.created.Load(), c.info.Durable)
 	if err != nil {
-		c.report(slog.LevelWarn, "deliveries that were handed back are not known; they count as attempts", nil, err)
+		b.mu.Lock()
+		b.read = uptime() + marksPause
+		b.mu.Unlock()
+		c.report(slog.LevelWarn, "deliveries that were handed back cannot be read; they count as attempts", nil, err)
 		return
 	}
 	b.mu.Lock()
@@ -72,19 +75,28 @@ func (c *streamConsumer) handBack(left []*Msg) {
 		return
 	}
 	if c.rt.dead != nil {
-		deliveries := make([]dlq.Delivery, 0, len(left))
-		for _, m := range left {
-			if !c.leaseEnded(m) {
-				deliveries = append(deliveries, dlq.Delivery{Sequence: m.sequence(), Number: m.attempt()})
-			}
-		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(c.work), lookUpTimeout)
-		defer cancel()
-		if err := c.rt.dead.store.AddHandedBack(ctx, c.info.Stream, *c.created.Load(), c.info.Durable, deliveries); err != nil {
-			c.report(slog.LevelWarn, "deliveries that are handed back count as attempts", nil, err)
-		}
+		c.listHandedBack(left)
 	}
 	for _, m := range left {
 		_ = c.finish(m, settlement{kind: settleBack})
+	}
+}
+
+// listHandedBack has the deliveries count as no attempts.
+func (c *streamConsumer) listHandedBack(left []*Msg) {
+	const limit = 2 * time.Second // Stop waits for it
+	deliveries := make([]dlq.Delivery, 0, len(left))
+	for _, m := range left {
+		if !c.leaseEnded(m) {
+			deliveries = append(deliveries, dlq.Delivery{Sequence: m.sequence(), Number: m.attempt()})
+		}
+	}
+	if len(deliveries) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.work), limit)
+	defer cancel()
+	if err := c.rt.dead.store.AddHandedBack(ctx, c.info.Stream, *c.created.Load(), c.info.Durable, deliveries); err != nil {
+		c.report(slog.LevelWarn, "deliveries that are handed back count as attempts", nil, err)
 	}
 }

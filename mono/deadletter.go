@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/dlq"
@@ -207,10 +208,29 @@ func (c *streamConsumer) capture(ctx context.Context, m *Msg, v verdict) (id str
 		r, err = store(dead.store.CaptureNext)
 	}
 	if err != nil {
-		dead.pause()
+		if concernsAll(err) {
+			dead.pause()
+		}
 		return "", err
 	}
 	return r.ID, nil
+}
+
+// concernsAll reports whether what cannot be stored because of err is no exception: the
+// dead-letter stream is full or away, and not one record too large for it.
+func concernsAll(err error) bool {
+	if errors.Is(err, dlq.ErrNoRoomElsewhere) || errors.Is(err, dlq.ErrIDTaken) {
+		return false
+	}
+	for _, wide := range []error{
+		errCapturePaused, ErrDisconnected, context.DeadlineExceeded, context.Canceled, nats.ErrTimeout, nats.ErrNoResponders,
+		nats.ErrConnectionClosed, nats.ErrDisconnected, jetstream.ErrNoStreamResponse, jetstream.ErrStreamNotFound,
+	} {
+		if errors.Is(err, wide) {
+			return true
+		}
+	}
+	return dlq.IsFull(err)
 }
 
 // lookAtStream asks when the stream was made. Another instance may have made it

@@ -51,21 +51,26 @@ type heldMessage struct {
 	verdict verdict
 }
 
-// hold keeps a message whose dead letter or outcome could not be stored because of err.
-func (c *streamConsumer) hold(m *Msg, v verdict, err error) error {
-	c.reportHeld(m, &v, err)
+func newHeldMessage(c *streamConsumer, m *Msg, ctx context.Context, v verdict) *heldMessage { //nolint:revive // of the message
 	both := &struct {
 		msg Msg
 		del delivery
 	}{
-		msg: Msg{Subject: m.Subject, ctx: m.ctx},
+		msg: Msg{Subject: m.Subject, ctx: ctx},
 		del: delivery{consumer: c, reply: m.reply, consumerSequence: m.consumerSequence, replay: m.replay, size: m.size},
 	}
 	h := &heldMessage{Msg: &both.msg, verdict: v}
 	h.delivery = &both.del
+	h.state.Store(stateSettling)
+	return h
+}
+
+// hold keeps a message whose dead letter or outcome could not be stored because of err.
+func (c *streamConsumer) hold(m *Msg, v verdict, err error) error {
+	c.reportHeld(m, &v, err)
+	h := newHeldMessage(c, m, m.ctx, v)
 	m.tel.Keep(&h.tel)
 	h.lease.at.Store(m.lease.at.Load())
-	h.state.Store(stateSettling)
 	if !c.held.add(h) { // Stop is over with what is held
 		return c.nak(m, handBackDelay, v.cause)
 	}
@@ -132,8 +137,11 @@ func (h *heldMessages) delivered(m *Msg, now time.Duration, trusted bool) bool {
 		return false
 	}
 	if old.tel.Stored == m.tel.Stored && m.attempt() == old.attempt()+1 {
-		old.lease.begin(now, trusted)
-		old.tel.Attempt = m.tel.Attempt
+		again := newHeldMessage(h.c, m, old.ctx, old.verdict)
+		old.tel.Keep(&again.tel)
+		again.tel.Attempt = m.tel.Attempt
+		again.lease.begin(now, trusted)
+		h.all[m.sequence()] = again // the runner may be at work with old
 		return true
 	}
 	delete(h.all, m.sequence())
@@ -218,9 +226,10 @@ func (h *heldMessages) run() {
 	}
 }
 
-// settleAll tries each message until one cannot be settled. It reports whether there
-// was none such.
+// settleAll tries each message, and reports whether every one was settled. It stops where
+// no other would fare better.
 func (h *heldMessages) settleAll() bool {
+	all := true
 	for _, m := range h.snapshot() {
 		select {
 		case <-h.c.ending:
@@ -234,10 +243,13 @@ func (h *heldMessages) settleAll() bool {
 			continue
 		}
 		if err := h.c.settleHeld(m); err != nil {
-			return false
+			if concernsAll(err) {
+				return false
+			}
+			all = false
 		}
 	}
-	return true
+	return all
 }
 
 // settleHeld stores what is decided of a held message and settles it. An error says
@@ -263,6 +275,10 @@ func (c *streamConsumer) settleHeld(h *heldMessage) (err error) {
 		c.reportHeld(h.Msg, &v, unstored.err)
 		return err
 	}
+	if errors.Is(err, errAnotherMessage) {
+		c.held.remove(h)
+		return nil
+	}
 	if err == nil || m != nil { // not terminated, but captured: it comes again and is found to be
 		c.held.remove(h)
 		return nil
@@ -270,6 +286,10 @@ func (c *streamConsumer) settleHeld(h *heldMessage) (err error) {
 	c.report(slog.LevelError, "held message cannot be read from its stream, will retry", h.Msg, err)
 	return err
 }
+
+// errAnotherMessage reports that the stream was made again: its sequences are those of
+// other messages.
+var errAnotherMessage = errors.New("the sequence is another message's")
 
 // read fetches a held message's headers and payload from its stream, from the leader,
 // as the delivery brought them. A message that is gone from its stream has neither.
@@ -298,8 +318,9 @@ func (c *streamConsumer) read(h *heldMessage) (m *Msg, gone bool, err error) {
 	}
 	m = &Msg{delivery: h.delivery, Subject: h.Subject, ctx: h.ctx}
 	switch {
-	case resp.Error == nil && resp.Message.Time.UnixNano() != h.tel.Stored,
-		resp.Error != nil && resp.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
+	case resp.Error == nil && resp.Message.Time.UnixNano() != h.tel.Stored:
+		return nil, false, errAnotherMessage
+	case resp.Error != nil && resp.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
 		return m, true, nil
 	case resp.Error != nil:
 		return nil, false, fmt.Errorf("message %d of stream %q: %w", h.sequence(), c.info.Stream, resp.Error)

@@ -29,6 +29,7 @@ type remembered struct {
 	stored      int64     // of the message: sequences may begin again
 	attempt     uint64    // the latest one that ended here
 	resets      uint32    // of what is known of the server, by then
+	sure        bool      // it ended under a lease
 	firstFailed time.Time // zero: not here
 	verdict     *verdict  // decided, and not settled on the server
 	left        bool      // its handler returned nil and left it
@@ -68,6 +69,9 @@ func (h *history) note(m *Msg, change func(*remembered)) {
 	if known == nil || known.stored != m.tel.Stored {
 		known = &remembered{stored: m.tel.Stored}
 		h.all[m.sequence()] = known
+	}
+	if known.attempt != m.attempt() { // what was decided at another one is over
+		known.verdict, known.left = nil, false
 	}
 	known.attempt, known.resets = m.attempt(), h.prior.resets.Load()
 	change(known)

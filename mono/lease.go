@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -118,8 +119,8 @@ func (p *puller) askForAnswer() {
 			}
 			continue
 		}
+		waiting, _, _ := p.sub.Pending() // first: what is delivered in between counts twice, not never
 		delivered, _ := p.sub.Delivered()
-		waiting, _, _ := p.sub.Pending()
 		p.trustAfter.Store(max(delivered+int64(waiting), 1))
 		if p.silences.Load() == silences || p.trustAfter.Swap(math.MaxInt64) == math.MaxInt64 {
 			return // or there was another silence meanwhile, and another asks about that
@@ -151,7 +152,12 @@ func (c *streamConsumer) ownBatch(batch []*Msg) []*Msg {
 // lapse takes the place of a settlement whose message may be another instance's by now.
 // If it comes back here, the verdict, if there is one, still holds.
 func (c *streamConsumer) lapse(m *Msg, v *verdict, cause error) error {
-	c.history.note(m, func(k *remembered) { k.verdict = v })
+	c.history.note(m, func(k *remembered) {
+		k.sure = false
+		if v != nil {
+			k.verdict = v
+		}
+	})
 	m.state.Store(stateReturned)
 	c.tel.Abandon(m.Context(), &m.tel, cause)
 	c.report(slog.LevelWarn, "lease ended before the outcome; nothing is sent, the message is delivered again", m, cause)
@@ -197,9 +203,28 @@ func (p *puller) extendLeases(now, interval time.Duration) {
 	if p == &p.c.pull {
 		due = p.c.held.leases(due, now, age)
 	}
-	if len(due) == 0 {
-		return
+	// The server acts on those of one durable one after another.
+	slices.SortStableFunc(due, func(a, b *delivery) int { return strings.Compare(a.durable(), b.durable()) })
+	for len(due) > 0 {
+		n := 1
+		for n < len(due) && due[n].durable() == due[0].durable() {
+			n++
+		}
+		p.extendAll(due[:n:n], now, interval)
+		due = due[n:]
 	}
+}
+
+// durable tells the two durables of a consumer apart.
+func (d *delivery) durable() string {
+	if d.replay != nil && !d.replay.Old {
+		return "replays"
+	}
+	return "events"
+}
+
+// extendAll extends leases of one durable.
+func (p *puller) extendAll(due []*delivery, now, interval time.Duration) {
 	last := due[len(due)-1]
 	for _, d := range due[:len(due)-1] {
 		err := p.c.reply(d, wireProgress)

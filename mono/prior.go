@@ -117,13 +117,18 @@ func (c *streamConsumer) sift(batch []*Msg) []*Msg {
 		return batch
 	}
 	rest := make([]*Msg, 0, len(batch))
+	var back []*Msg
 	for _, m := range batch {
-		if s := c.decidedBefore(m); s != nil {
+		switch s := c.decidedBefore(m); {
+		case s == nil:
+			rest = append(rest, m)
+		case s.kind == settleBack:
+			back = append(back, m)
+		default:
 			_ = c.finish(m, *s)
-			continue
 		}
-		rest = append(rest, m)
 	}
+	c.handBack(back)
 	return rest
 }
 
@@ -154,7 +159,7 @@ func (c *streamConsumer) decidedBefore(m *Msg) *settlement {
 		return &settlement{kind: settleDead, verdict: verdict{
 			reason: dlq.ReasonAttemptsExhausted, text: "the handler returned nil and left the message unsettled",
 		}}
-	case endedHere, !c.mayBeDecided(m):
+	case endedHere && known.sure, !c.mayBeDecided(m):
 		return nil
 	}
 	if m.attempt() > 1 {

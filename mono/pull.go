@@ -198,7 +198,7 @@ func (p *puller) supersedes(m, old *Msg, now time.Duration, trusted bool) bool {
 			return true // its handler has returned and left it
 		}
 		old.lease.begin(now, trusted)
-	case stateReturned:
+	case stateReturned, stateHeld: // held.delivered looks at the latter
 		return true
 	case stateSettling:
 		old.lease.begin(now, trusted)
@@ -312,7 +312,8 @@ func (p *puller) room(begun bool) (n, size int) {
 	c := p.c
 	perCall := c.cfg.Concurrency * c.cfg.Fetch.BatchSize
 	target := perCall - int(c.busy.Load())*c.cfg.Fetch.BatchSize + c.pace.ahead(perCall, p.most)
-	n = target - p.outstanding - c.queue.len()
+	waiting := c.queue.len()
+	n = target - p.outstanding - waiting
 	if n <= 0 || !begun && n < (target+1)/2 {
 		return 0, 0
 	}
@@ -324,11 +325,16 @@ func (p *puller) room(begun bool) (n, size int) {
 	if limit := c.server.MaxRequestMaxBytes; limit > 0 {
 		size = min(size, limit)
 	}
-	if size < largest {
-		return 0, 0 // the next message might not fit
+	if limit := c.server.MaxRequestBatch; limit > 0 && n > limit {
+		size = size / n * limit // the other requests want some, too
+		n = limit
+		size = max(size, largest)
 	}
-	if limit := c.server.MaxRequestBatch; limit > 0 {
-		n = min(n, limit)
+	if size < largest { // the next message might not fit
+		if p.outstanding > 0 || waiting > 0 {
+			return 0, 0
+		}
+		return 1, largest // but free workers should not wait for others
 	}
 	return n, size
 }
@@ -362,6 +368,19 @@ func (p *puller) reset() {
 	p.outstanding, p.outstandingBytes = 0, 0
 	p.mu.Unlock()
 	p.pull()
+}
+
+// silent asks again when nothing has come for long. If nothing was asked for, that says
+// nothing.
+func (p *puller) silent() {
+	p.mu.Lock()
+	asked := p.outstanding > 0
+	p.mu.Unlock()
+	if asked {
+		p.reset()
+	} else {
+		p.pull()
+	}
 }
 
 // release makes room: the handler of these messages has returned.
@@ -411,7 +430,7 @@ func (p *puller) run() {
 			if n := p.activity.Load(); n != seen {
 				seen = n
 			} else if p.c.rt.nc.IsConnected() {
-				p.reset()
+				p.silent()
 			}
 		case <-p.retry:
 			refused.Reset(retryWait())

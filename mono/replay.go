@@ -100,7 +100,7 @@ func (c *streamConsumer) outcome(ctx context.Context, m *Msg, v *verdict) (err e
 	if (errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, jetstream.ErrStreamNotFound)) && dead.restore(ctx) == nil {
 		err = store()
 	}
-	if err != nil && !errors.Is(err, dlq.ErrNoEntry) {
+	if err != nil && concernsAll(err) {
 		dead.pause()
 	}
 	return err

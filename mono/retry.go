@@ -12,7 +12,9 @@ import (
 // after a failure: an error or panic of the handler, or a nak.
 type RetryPolicy struct {
 	// MaxAttempts is how many deliveries may fail before the message is
-	// dead-lettered. 0 means 5; -1 means there is no limit.
+	// dead-lettered. 0 means 5; -1 means there is no limit. On its last attempt a
+	// message is handed over alone, so that it is not given up for another one of its
+	// batch: with 1, every batch has one message.
 	MaxAttempts int
 
 	// Backoff holds the delay after the first failed attempt, after the second,

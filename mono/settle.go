@@ -171,7 +171,7 @@ func (c *streamConsumer) nak(m *Msg, delay time.Duration, cause error) error {
 		return c.lapse(m, nil, cause)
 	}
 	if c.rt.dead != nil {
-		c.history.note(m, func(*remembered) {}) // this process knows that it is not captured
+		c.history.note(m, func(k *remembered) { k.sure = true }) // this process knows that it is not captured
 	}
 	m.state.Store(stateReturned)
 	if delay <= 0 {

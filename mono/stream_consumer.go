@@ -222,7 +222,8 @@ type streamConsumer struct {
 	held    heldMessages
 	repeats repeats
 
-	handedBack handedBackState
+	handedBack  handedBackState
+	marksPaused atomic.Int64 // until when no mark is stored, as uptime
 
 	queue   msgQueue
 	workers sync.WaitGroup

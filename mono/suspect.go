@@ -2,6 +2,7 @@ package mono
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -23,8 +24,11 @@ import (
 const (
 	mostMarks    = 3 // then the message is taken to bring its process down
 	markTimeout  = 5 * time.Second
+	marksPause   = 30 * time.Second // after a mark that could not be stored nobody tries
 	aloneTimeout = 10 * time.Second // to wait for handlers that run
 )
+
+var errMarksPaused = errors.New("marks could not be stored a moment ago")
 
 // batchLimit is how many messages may be handled together with one at an attempt,
 // itself included.
@@ -44,9 +48,12 @@ func (c *streamConsumer) usedUp(m *Msg) bool {
 
 // handleMarked hands over a message whose attempts are used up.
 func (c *streamConsumer) handleMarked(m *Msg) {
+	limit := time.NewTimer(aloneTimeout)
+	defer limit.Stop()
 	select {
 	case c.rt.lane <- struct{}{}: // one at a time in this process
 		defer func() { <-c.rt.lane }()
+	case <-limit.C: // unless one hangs
 	case <-c.ending:
 		c.handBack([]*Msg{m})
 		return
@@ -60,17 +67,18 @@ func (c *streamConsumer) handleMarked(m *Msg) {
 	marks, err := c.mark(id)
 	switch {
 	case err != nil:
-		c.report(slog.LevelWarn, "message delivered more often than it has attempts, and that cannot be marked; the handler gets it", m, err)
+		c.report(slog.LevelWarn, "crash mark not stored; the message is handled without one", m, err)
 	case marks >= mostMarks:
 		_ = c.finish(m, settlement{kind: settleDead, verdict: verdict{
 			reason: dlq.ReasonCrashed,
 			text:   fmt.Sprintf("handed over alone %d times, and each time the process ended before there was an outcome", marks),
 		}})
-		c.unmark(m, id)
+		if m.state.Load() == stateSettled {
+			c.unmark(m, id)
+		}
 		return
-	default:
-		defer c.unmark(m, id)
 	}
+	defer c.unmark(m, id) // also one that was stored without an answer
 	if own := c.ownBatch([]*Msg{m}); len(own) > 0 {
 		c.call(own)
 	}
@@ -79,6 +87,14 @@ func (c *streamConsumer) handleMarked(m *Msg) {
 // mark stores that a message is handed over, and returns how often it was before. When
 // that is too often nothing is stored.
 func (c *streamConsumer) mark(id string) (marks int, err error) {
+	if uptime() < time.Duration(c.marksPaused.Load()) {
+		return 0, errMarksPaused
+	}
+	defer func() {
+		if err != nil {
+			c.marksPaused.Store(int64(uptime() + marksPause))
+		}
+	}()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.work), markTimeout)
 	defer cancel()
 	was, err := c.rt.dead.store.Mark(ctx, id)
@@ -89,6 +105,9 @@ func (c *streamConsumer) mark(id string) (marks int, err error) {
 }
 
 func (c *streamConsumer) unmark(m *Msg, id string) {
+	if uptime() < time.Duration(c.marksPaused.Load()) {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.work), markTimeout)
 	defer cancel()
 	if err := c.rt.dead.store.RemoveMark(ctx, id); err != nil {
@@ -116,20 +135,29 @@ type gate struct {
 	changed chan struct{} // closed, and made again, when alone or running changes
 	running int
 	alone   bool
+	since   time.Time // when alone became true
 }
 
 func (g *gate) init(workers int) { g.single, g.changed = workers == 1, make(chan struct{}) }
 
-// enter waits while a message is handled alone. It returns false if the consumer stops.
+// enter waits while a message is handled alone, up to aloneTimeout. It returns false if
+// the consumer stops.
 func (g *gate) enter(ending <-chan struct{}) bool {
 	if g.single {
 		return true
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for g.alone {
-		if !g.wait(ending, nil) {
+	if g.alone {
+		limit := time.NewTimer(max(aloneTimeout-time.Since(g.since), 0))
+		defer limit.Stop()
+		for waits := true; g.alone && waits; {
+			waits = g.wait(ending, limit.C)
+		}
+		select {
+		case <-ending:
 			return false
+		default:
 		}
 	}
 	g.running++
@@ -158,7 +186,7 @@ func (g *gate) enterAlone(ending <-chan struct{}) bool {
 			return false
 		}
 	}
-	g.alone = true
+	g.alone, g.since = true, time.Now()
 	limit := time.NewTimer(aloneTimeout)
 	defer limit.Stop()
 	for g.running > 0 {
@@ -169,10 +197,12 @@ func (g *gate) enterAlone(ending <-chan struct{}) bool {
 				g.signal()
 				return false
 			default:
+				g.since = time.Now()
 				return true // one hangs
 			}
 		}
 	}
+	g.since = time.Now()
 	return true
 }
 
