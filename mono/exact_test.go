@@ -898,3 +898,110 @@ func TestPrefetch_allWorkers(t *testing.T) {
 	open()
 	settled(t, app, "orders", "billing")
 }
+
+// One held message that cannot be stored, and never will be, keeps no other one from its
+// capture. Before, the later ones were not tried.
+func TestHeld_notBehindOneThatCannotBeStored(t *testing.T) {
+	t.Parallel()
+	const small = 5
+	app := startApp(t, emitter("shop", monotestEvent(t)), orders(t, "billing", mono.LimitsPolicy, func(context.Context, []*mono.Msg) error {
+		return mono.Permanent(errBrokenPipe)
+	}))
+	js := jetStream(t, app)
+	// The object store for large bodies cannot be made.
+	if _, err := js.CreateStream(within(t), jetstream.StreamConfig{Name: "blocker", Subjects: []string{"$O.>"}}); err != nil {
+		t.Fatal(err)
+	}
+	large := strings.Repeat("x", 1<<20-200)
+	publishAll(t, app.Bus(), monotestEvent(t), []string{large})
+	eventually(t, func() bool { return consumerInfo(t, app, "orders", "billing").NumAckPending == 1 }, "the large one is held")
+	publishAll(t, app.Bus(), monotestEvent(t), payloads("small", 0, small))
+	eventually(t, func() bool { return streamMsgs(t, app, "DLQ") == small }, "the small ones are captured")
+	if err := js.DeleteStream(within(t), "blocker"); err != nil {
+		t.Fatal(err)
+	}
+	settled(t, app, "orders", "billing")
+	if got := streamMsgs(t, app, "DLQ"); got != small+1 {
+		t.Errorf("%d dead letters, want %d", got, small+1)
+	}
+}
+
+// Replays in flight, two instances, and a dead-letter stream that is full for several
+// times AckWait: each replay is handled once. Before, 20 of 20 were handled twice.
+func TestReplay_heldNoOtherInstance(t *testing.T) {
+	t.Parallel()
+	const n = 20
+	srv := monotest.Server(t)
+	scrape := newScraper(t)
+	var h fixable
+	var apps []*mono.App
+	for range 2 {
+		apps = append(apps, runApp(t, append(onServer(srv), scrape.option), emitter("shop", monotestEvent(t)), ordersWith(t, mono.StreamConsumerConfig{
+			Stream:   mono.StreamConfig{Name: "orders"},
+			Consumer: mono.ConsumerConfig{Durable: "billing", AckWait: 3 * time.Second},
+			Fetch:    mono.FetchConfig{BatchSize: 2},
+		}, h.handle)))
+	}
+	r := newReplayer(t, jetStreamOf(t, srv.Conn()))
+	publishAll(t, apps[0].Bus(), monotestEvent(t), payloads("p", 0, n))
+	dead := r.await(t, n, dlq.StateOpen)
+	settled(t, apps[0], "orders", "billing")
+	h.fixed.Store(true)
+	for _, e := range dead {
+		r.claim(t, e, "op1")
+	}
+	empty := fillDeadLetters(t, r.js)
+	r.open(t, "orders", "billing")
+	extended := func() float64 { return scrape.text(t)["mono_settlements_total{outcome=ok,settlement=in_progress}"] }
+	before := extended()
+	for _, e := range dead {
+		r.send(t, r.message(e, "op1", nil))
+	}
+	eventually(t, func() bool { return extended() >= before+5*n || len(h.all()) > 2*n }, "replays are held for more than AckWait")
+	empty()
+	r.await(t, n, dlq.StateResolved)
+	settled(t, apps[0], "orders", "billing")
+	if got := len(h.all()); got != 2*n {
+		t.Errorf("handlers got %d messages, want each and each replay once: %d", got, 2*n)
+	}
+}
+
+// A message in work takes no other worker's messages away, also where the bound in bytes
+// has room for one message of the largest size only.
+func TestFetch_freeWorkersDoNotWait(t *testing.T) {
+	t.Parallel()
+	const n = 50
+	begun, release := make(chan struct{}), make(chan struct{})
+	defer close(release)
+	seen := newTally()
+	app := startApp(t, emitter("shop", monotestEvent(t)), ordersWith(t, mono.StreamConsumerConfig{
+		Stream: mono.StreamConfig{Name: "orders"}, Consumer: mono.ConsumerConfig{Durable: "billing"},
+		Fetch: mono.FetchConfig{BatchSize: 1, MaxBytes: 64 << 10}, Concurrency: 4,
+	}, func(_ context.Context, msgs []*mono.Msg) error {
+		if string(msgs[0].Data) == "slow" {
+			close(begun)
+			<-release
+			return nil
+		}
+		seen.add(msgs...)
+		return nil
+	}))
+	publishAll(t, app.Bus(), monotestEvent(t), []string{"slow"})
+	receive(t, begun, "one is in work")
+	quick := payloads("quick", 0, n)
+	publishAll(t, app.Bus(), monotestEvent(t), quick)
+	seen.waitFor(t, quick)
+}
+
+// A server that takes small requests only is asked with as many as it takes for a batch.
+func TestFetch_smallRequests(t *testing.T) {
+	t.Parallel()
+	seen := newTally()
+	app := startApp(t, emitter("shop", monotestEvent(t)), ordersWith(t, mono.StreamConsumerConfig{
+		Stream: mono.StreamConfig{Name: "orders"}, Consumer: mono.ConsumerConfig{Durable: "billing", MaxRequestBatch: 1},
+	}, seen.handle))
+	eventually(t, func() bool { return consumerInfo(t, app, "orders", "billing").NumWaiting >= 10 }, "ten requests of one message wait")
+	all := payloads("p", 0, 100)
+	publishAll(t, app.Bus(), monotestEvent(t), all)
+	seen.waitFor(t, all)
+}

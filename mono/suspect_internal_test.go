@@ -4,6 +4,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/monotel/monotel/dlq"
 )
 
 // While one message is handled alone no other is, and both wait for each other.
@@ -129,5 +131,48 @@ func TestLease(t *testing.T) {
 	l.end()
 	if !l.ended(61*time.Second, wait) || l.untouched(62*time.Second) != time.Second {
 		t.Error("a lease is trusted although the server may have lost its state")
+	}
+}
+
+// What was decided at one attempt does not decide a later one that has ended otherwise.
+func TestHistory_laterAttempt(t *testing.T) {
+	t.Parallel()
+	c := &streamConsumer{retry: RetryPolicy{MaxAttempts: 20}}
+	c.history.prior = &c.prior
+	at := func(attempt uint32) *Msg {
+		m := attemptAt(attempt)
+		m.consumer, m.tel.Sequence, m.tel.Stored = c, 1, 1
+		return m
+	}
+	verdictAt := func(attempt uint32) {
+		c.history.note(at(attempt), func(k *remembered) { k.verdict = &verdict{reason: dlq.ReasonPermanentError} })
+	}
+	verdictAt(3)
+	if s := c.decidedBefore(at(4)); s == nil || s.verdict.reason != dlq.ReasonPermanentError {
+		t.Error("the verdict does not decide the next delivery")
+	}
+	c.history.note(at(5), func(k *remembered) { k.sure = true }) // nakked
+	if s := c.decidedBefore(at(6)); s != nil {
+		t.Errorf("attempt 6 is decided by the verdict of attempt 3: %s", s.verdict.reason)
+	}
+}
+
+// Nothing comes while nothing is asked for: that is no reason to look up what was
+// decided before.
+func TestPuller_silent(t *testing.T) {
+	t.Parallel()
+	cfg := StreamConsumerConfig{}.withDefaults()
+	c := &streamConsumer{cfg: &cfg}
+	p := &c.pull
+	p.c = c
+	p.missing.Store(true) // it cannot ask
+	p.silent()
+	if c.prior.resets.Load() != 0 {
+		t.Error("silence is taken for a lost state although nothing was asked for")
+	}
+	p.outstanding = 1
+	p.silent()
+	if c.prior.resets.Load() != 1 || p.outstanding != 0 {
+		t.Error("silence after a request is not taken for a lost one")
 	}
 }
