@@ -164,9 +164,9 @@ func (c *streamConsumer) lapse(m *Msg, v *verdict, cause error) error {
 	return nil
 }
 
-// expectEchoes is called when leases may have ended unseen: the server then has
-// messages in line to be delivered again that are in work here, and sends them
-// with the next request, even if they are settled by then.
+// expectEchoes is called when leases may have ended unseen. The server may then have
+// redeliveries in line of messages that are still being handled here. It sends them with
+// the next request, even if the messages are settled by then.
 func (p *puller) expectEchoes() {
 	const atLeast = time.Minute
 	p.mu.Lock()

@@ -13,8 +13,9 @@ import (
 )
 
 // Before a handler gets a message, the consumer asks whether that message was decided
-// before: captured, or, of a replay, given an outcome. That is so when whoever decided
-// ended before the server knew, or when the server has lost what it knew.
+// before: captured, or, of a replay, given an outcome. This happens when the process that
+// decided ended before the server had recorded the settlement, and when the server has
+// lost what it knew.
 //
 // A message that is delivered again is looked up, unless its last attempt ended here.
 // One that is delivered for the first time is looked up if the server may have lost

@@ -24,8 +24,8 @@ import (
 // gets its messages twice.
 //
 // It asks for what the workers can begin with and, if handlers are quick, for as much
-// as keeps them busy for a moment: what waits here is missed by other instances. What
-// is here and asked for is bounded in bytes, too.
+// as keeps them busy for a moment: messages that wait here are not available to other
+// instances. What is here and asked for is bounded in bytes, too.
 //
 // All messages of all pull requests arrive in receive, on one goroutine of
 // nats.go. The puller's own goroutine, run, looks after leases, lost requests
@@ -73,7 +73,7 @@ type puller struct {
 
 const (
 	// aheadCalls is how many times the messages in work may be asked for in advance.
-	// Messages that wait here cost leases, and other instances miss them.
+	// Messages that wait here cost leases, and are not available to other instances.
 	aheadCalls   = 2
 	leastAhead   = 512 // unless aheadCalls allows more
 	maxHeartbeat = 5 * time.Second
@@ -185,7 +185,8 @@ func (p *puller) receive(nm *nats.Msg) {
 //
 // Otherwise the lease ended while old was in work, because the connection or
 // this process was stopped for a while, or because the server missed the
-// settlement. That of old counts for both, and the new lease is its.
+// settlement. The settlement of old applies to both deliveries, and old takes over the
+// new lease.
 func (p *puller) supersedes(m, old *Msg, now time.Duration, trusted bool) bool {
 	if old.tel.Stored != m.tel.Stored {
 		// Another message: the stream was made anew. An ack of old would reach m.

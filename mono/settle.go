@@ -42,11 +42,11 @@ var (
 	wireNak      = []byte("-NAK")
 	wireProgress = []byte("+WPI")
 	// wireNothing is no settlement. The embedded server answers it in its turn;
-	// +WPI would start the AckWait of a message anew that was just handed back.
+	// +WPI would restart the AckWait of a message that was just handed back.
 	wireNothing = []byte("?")
 )
 
-// A nak on the last attempt asks for one that there is not.
+// A nak on the last attempt requests an attempt that the policy does not allow.
 var nakOnLast = verdict{reason: dlq.ReasonAttemptsExhausted, text: "nak on the last attempt"}
 
 // settle is the one place where a delivery leaves this process: each ack, nak,

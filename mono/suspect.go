@@ -126,8 +126,8 @@ func (c *streamConsumer) flush() {
 	_ = c.rt.nc.FlushWithContext(ctx) // or the connection is gone, which is reported elsewhere
 }
 
-// A gate lets one message be handled while no other is. It is a mutex for readers and
-// a writer, but for two things: the writer does not wait forever, and both give up when
+// A gate lets one message be handled while no other is. It is like an RWMutex, with two
+// differences: neither side waits for longer than aloneTimeout, and both give up when
 // the consumer stops.
 type gate struct {
 	single  bool // there is one worker
