@@ -113,6 +113,7 @@ demo: ## start the demo of docs/demo.md, and say where it is; DEMO_IMAGES=built 
 .PHONY: chaos
 chaos: ## break everything around Apps in processes of their own for CHAOS_FOR, 10m, with SEEDS seeds, 1, and reconcile each message
 	@echo "==> break everything, for $(CHAOS_FOR)"
+	@cd chaos && CHAOS_KEPT=1 go test -count=1 -timeout=$(TIMEOUT) -run='^TestKept$$' .
 	@cd chaos && go run . run --for $(CHAOS_FOR) --seeds $(SEEDS) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED))
 
 .PHONY: kills

@@ -64,9 +64,13 @@ func TestShort(t *testing.T) {
 	}
 }
 
-// Schedules that have found something once. One that still does says why; it is not
-// run by default, as it would take its time to tell what is known.
+// Schedules that have found something once. They take minutes and want the machine for
+// themselves, so `make chaos` runs them first, and `make test` does not. One that still
+// finds something says why, and is run with CHAOS_KNOWN.
 func TestKept(t *testing.T) { //nolint:paralleltest // each needs the machine
+	if os.Getenv("CHAOS_KEPT") == "" {
+		t.Skip("SKIPPED, the kept schedules are not run: set CHAOS_KEPT, or run make chaos")
+	}
 	files, err := filepath.Glob("testdata/kept-*.json")
 	if err != nil {
 		t.Fatal(err)
