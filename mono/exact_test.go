@@ -725,6 +725,55 @@ func TestLease_stoppedProcess(t *testing.T) {
 	}
 }
 
+// A message was long under way when another instance has handled it: the link stood
+// still, or a server between the consumer's leader and this process. No handler gets it.
+// When the link goes on, the consumer has just asked again: that is no sign of life.
+func TestLease_longUnderWay(t *testing.T) {
+	t.Parallel()
+	e := defineEvent(t, "Late")
+	srv := monotest.Server(t)
+	cfg := autoAckPlain("S")
+	cfg.Consumer = mono.ConsumerConfig{Durable: "late", AckWait: 2 * time.Second}
+	w := newWire(t, srv)
+	handled := newTally()
+	app := runApp(t, append(onURL(w.url(srv)), mono.WithEvents(e)), durableModule("m", e, cfg, handled.handle))
+	emit := runApp(t, onServer(srv), emitter("shop", e))
+	publishAll(t, emit.Bus(), e, payloads("before", 0, 3))
+	settled(t, emit, "S", "late")
+
+	w.now(full)
+	publishAll(t, emit.Bus(), e, payloads("late", 0, 3))
+	eventually(t, func() bool { return consumerInfo(t, emit, "S", "late").NumAckPending == 3 }, "they are under way")
+	other := newTally()
+	second := runApp(t, append(onServer(srv), mono.WithEvents(e)), durableModule("m", e, cfg, other.handle))
+	other.waitFor(t, payloads("late", 0, 3))
+	settled(t, second, "S", "late")
+	if err := second.Stop(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	mono.AskAgain(app)
+	w.now(alive)
+	eventually(t, func() bool { return mono.Trusts(app) }, "the leader answers")
+	publishAll(t, emit.Bus(), e, payloads("after", 0, 3))
+	handled.waitFor(t, append(payloads("before", 0, 3), payloads("after", 0, 3)...))
+	if n := handled.total(); n != 6 {
+		t.Errorf("%d messages were handled here, want 6", n)
+	}
+
+	// What comes by another way may come after the leader's answer.
+	info := consumerInfo(t, emit, "S", "late")
+	late := &nats.Msg{Subject: "_INBOX.late", Header: nats.Header{}, Data: []byte("late"), Reply: fmt.Sprintf(
+		"$JS.ACK.S.late.1.%d.%d.%d.0", info.Delivered.Stream, info.Delivered.Consumer, time.Now().UnixNano())}
+	mono.AskAgain(app)
+	eventually(t, func() bool { return mono.Trusts(app) }, "the leader answers")
+	mono.Receive(app, late)
+	publishAll(t, emit.Bus(), e, payloads("last", 0, 3))
+	handled.waitFor(t, append(append(payloads("before", 0, 3), payloads("after", 0, 3)...), payloads("last", 0, 3)...))
+	if n := handled.total(); n != 9 {
+		t.Errorf("%d messages were handled here, want 9", n)
+	}
+}
+
 func frozenModule(h mono.EventStreamConsumerHandler) (*testModule, error) {
 	e, err := mono.NewEvent("shop", "Frozen", "v1")
 	if err != nil {

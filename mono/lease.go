@@ -2,6 +2,7 @@ package mono
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"math"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // A message is this consumer's for AckWait from the moment at which the server has
@@ -63,8 +66,8 @@ func (l *lease) extend(sent, confirmed, ackWait time.Duration) {
 // heard notes that something came from the server, and reports whether what comes is
 // new. After a silence, in which this process was stopped or the link stalled, what
 // comes first may have been under way for as long, and belong to another instance by
-// now. So nothing is trusted until the server has answered and all that came before the
-// answer is through. While something is asked for, the server sends heartbeats.
+// now. So nothing is trusted until the consumer's leader has answered and all that came
+// before the answer is through. While something is asked for, the server sends heartbeats.
 func (p *puller) heard(now time.Duration) (trusted bool) {
 	before := time.Duration(p.alive.Swap(int64(now)))
 	if before != 0 && now-before > p.silence() || p.stoodStill(now) {
@@ -93,25 +96,50 @@ func (p *puller) stoodStill(now time.Duration) bool {
 	return ticked != 0 && now-ticked > p.c.server.AckWait/leaseTicks+p.silence()
 }
 
-// distrust trusts no message until the server has answered.
+// What trustAfter is while nothing is trusted.
+const (
+	trustAsked = math.MaxInt64     // the consumer's leader is being asked
+	trustNone  = math.MaxInt64 - 1 // there is no consumer to ask about; the reset when it is there asks
+)
+
+// distrust trusts no message until the consumer's leader has answered.
 func (p *puller) distrust() {
 	p.silences.Add(1)
-	if p.trustAfter.Swap(math.MaxInt64) != math.MaxInt64 { // otherwise somebody asks already
+	if p.trustAfter.Swap(trustAsked) == trustAsked {
+		return // somebody asks already
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.ended { // it may be after a reconnect during Stop
 		p.extensions.Go(p.askForAnswer)
 	}
 }
 
-// askForAnswer waits until the server answers, and notes how much came before.
+// askForAnswer waits until the consumer's leader answers, notes what was delivered
+// before, and asks for messages. The server that this process is connected to may have
+// been stopped itself: it answers a ping before it passes on what others have sent it.
+// The leader knows what it has delivered, on whatever way that comes here.
 func (p *puller) askForAnswer() {
 	for {
 		silences := p.silences.Load()
 		ctx, cancel := context.WithTimeout(p.running, lookUpTimeout)
-		err := p.c.rt.nc.FlushWithContext(ctx)
+		missing := p.missing.Load()
+		consumer, err := p.c.rt.js.Consumer(ctx, p.c.info.Stream, p.durable)
 		cancel()
 		if p.running.Err() != nil || p.c.rt.nc.IsClosed() {
 			return
 		}
-		if err != nil {
+		after := int64(trustNone)
+		switch gone := errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound); {
+		case err == nil:
+			p.deliveredBefore.Store(consumer.CachedInfo().Delivered.Consumer)
+			p.alive.Store(int64(uptime()))
+			waiting, _, _ := p.sub.Pending() // first: what is delivered in between counts twice, not never
+			delivered, _ := p.sub.Delivered()
+			after = max(delivered+int64(waiting), 1)
+		case gone && !missing:
+			notify(p.gone)
+		case !gone:
 			select {
 			case <-p.running.Done():
 				return
@@ -119,14 +147,20 @@ func (p *puller) askForAnswer() {
 			}
 			continue
 		}
-		waiting, _, _ := p.sub.Pending() // first: what is delivered in between counts twice, not never
-		delivered, _ := p.sub.Delivered()
-		p.trustAfter.Store(max(delivered+int64(waiting), 1))
-		if p.silences.Load() == silences || p.trustAfter.Swap(math.MaxInt64) == math.MaxInt64 {
-			return // or there was another silence meanwhile, and another asks about that
+		p.trustAfter.Store(after)
+		if p.silences.Load() == silences {
+			p.pull()
+			return
+		}
+		if p.trustAfter.Swap(trustAsked) == trustAsked {
+			return // there was another silence meanwhile, and another asks about that
 		}
 	}
 }
+
+// asksFirst reports whether the consumer's leader must answer before messages are asked
+// for.
+func (p *puller) asksFirst() bool { return p.trustAfter.Load() >= trustNone }
 
 // leaseEnded reports whether another instance may have the message.
 func (c *streamConsumer) leaseEnded(m *Msg) bool { return m.lease.ended(uptime(), c.server.AckWait) }

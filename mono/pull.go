@@ -54,18 +54,22 @@ type puller struct {
 	ticked     atomic.Int64  // when run has looked after leases, as uptime; 0: it does not run
 	silences   atomic.Uint32 // after which nothing was trusted
 	trustAfter atomic.Int64  // messages of sub; those before may have been under way for long; 0: none were
-	missing    atomic.Bool   // consumer is being recreated
-	stopping   atomic.Bool
-	refusal    atomic.Pointer[error] // why the server does not deliver, if it does not
-	running    context.Context       //nolint:containedctx // ends with run
-	endRunning context.CancelFunc
-	extensions sync.WaitGroup
+	// The consumer's sequence when its leader last answered: what was delivered up to
+	// there may have been under way for long, whenever it comes. 0: it was not asked.
+	deliveredBefore atomic.Uint64
+	missing         atomic.Bool // consumer is being recreated
+	stopping        atomic.Bool
+	refusal         atomic.Pointer[error] // why the server does not deliver, if it does not
+	running         context.Context       //nolint:containedctx // ends with run
+	endRunning      context.CancelFunc
+	extensions      sync.WaitGroup
 
 	mu               sync.Mutex
 	outstanding      int             // messages asked for and not here yet
 	outstandingBytes int             // and their bytes
 	inHand           map[uint64]*Msg // here, until their handler has returned; by stream sequence
 	inHandBytes      int
+	ended            bool            // nothing is asked any more
 	lastSequence     uint64          // of the consumer, of what arrived last
 	echoes           map[uint64]*Msg // may come again although they were settled here, see expectEchoes
 	echoesUntil      time.Duration
@@ -154,9 +158,14 @@ func (p *puller) receive(nm *nats.Msg) {
 	p.outstandingBytes = max(p.outstandingBytes-int(m.size), 0)
 	lost := m.consumerSequence <= p.lastSequence // the server counts again
 	p.lastSequence = m.consumerSequence
+	late := m.consumerSequence <= p.deliveredBefore.Load()
+	trusted = trusted && !late
 	if lost {
 		p.mu.Unlock()
 		p.c.loseState()
+		if late { // it may be long until the server has counted up to there
+			p.distrust()
+		}
 		p.mu.Lock()
 	}
 	m.lease.begin(now, trusted)
@@ -280,7 +289,7 @@ func notify(c chan<- struct{}) {
 // pull asks for as many messages as should be here and are not, once those are half
 // of them.
 func (p *puller) pull() {
-	if p.stopping.Load() || p.missing.Load() {
+	if p.stopping.Load() || p.missing.Load() || p.asksFirst() {
 		return
 	}
 	for begun := false; ; begun = true {
@@ -362,13 +371,14 @@ func (p *puller) request(n, size int) []byte {
 }
 
 // reset forgets all requests and asks again: after a reconnect, and when the
-// server has been silent for too long.
+// server has been silent for too long. What the forgotten requests still bring is not
+// trusted: it may have been under way since before.
 func (p *puller) reset() {
 	p.c.prior.reset()
 	p.mu.Lock()
 	p.outstanding, p.outstandingBytes = 0, 0
 	p.mu.Unlock()
-	p.pull()
+	p.distrust()
 }
 
 // silent asks again when nothing has come for long. If nothing was asked for, that says
@@ -377,7 +387,10 @@ func (p *puller) silent() {
 	p.mu.Lock()
 	asked := p.outstanding > 0
 	p.mu.Unlock()
-	if asked {
+	if p.missing.Load() {
+		return
+	}
+	if asked || p.asksFirst() {
 		p.reset()
 	} else {
 		p.pull()
@@ -482,8 +495,14 @@ func (p *puller) recreate() {
 	case <-p.gone: // what was said of the old one
 	default:
 	}
+	p.found()
+}
+
+// found goes on with a consumer that was missing.
+func (p *puller) found() {
+	p.reset() // first: a worker may ask as soon as it is not missing
 	p.missing.Store(false)
-	p.reset()
+	p.pull()
 }
 
 // forget settles what is here from a stream that exists no more. Its sequences
@@ -511,6 +530,9 @@ func (p *puller) stop() {
 	close(p.stopRun)
 	<-p.runDone
 	p.endRunning()
+	p.mu.Lock()
+	p.ended = true
+	p.mu.Unlock()
 	p.extensions.Wait()
 }
 

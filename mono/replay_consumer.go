@@ -173,8 +173,8 @@ func (c *streamConsumer) openReplays(created time.Time) error {
 	}
 	r.created.Store(created.UnixNano())
 	if p := r.pull.Load(); p != nil {
-		if p.missing.Swap(false) {
-			p.reset()
+		if p.missing.Load() {
+			p.found()
 		}
 		return nil
 	}
@@ -192,8 +192,9 @@ func (c *streamConsumer) openReplays(created time.Time) error {
 		r.pull.Store(nil)
 		return err
 	}
+	c.prior.reset()
 	p.missing.Store(false)
-	p.reset()
+	p.pull()
 	return nil
 }
 

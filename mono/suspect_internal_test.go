@@ -165,7 +165,8 @@ func TestPuller_silent(t *testing.T) {
 	c := &streamConsumer{cfg: &cfg}
 	p := &c.pull
 	p.c = c
-	p.missing.Store(true) // it cannot ask
+	p.ended = true // it cannot ask
+	p.stopping.Store(true)
 	p.silent()
 	if c.prior.resets.Load() != 0 {
 		t.Error("silence is taken for a lost state although nothing was asked for")
