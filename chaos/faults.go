@@ -157,10 +157,9 @@ func (r *round) member(name string) *member {
 }
 
 // tell says that the process is about to get a signal that ends it.
-func (m *member) tell(kill bool) {
+func (m *member) tell() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.killed = m.killed || kill
 	if m.told.IsZero() {
 		m.told = time.Now()
 	}
@@ -175,10 +174,10 @@ func (r *round) signalMember(ctx context.Context, f fault) error {
 	name, p := m.current()
 	switch f.Kind {
 	case faultKill:
-		m.tell(true)
+		m.tell()
 		p.signal(syscall.SIGKILL)
 	case faultTerm:
-		m.tell(false)
+		m.tell()
 		return p.end(syscall.SIGTERM, orderly+10*time.Second)
 	case faultStop:
 		begin := time.Now()
@@ -313,7 +312,7 @@ func (r *round) upgrade(ctx context.Context) error {
 		}
 		_, p := m.current()
 		started := r.counters.get("started")
-		m.tell(false)
+		m.tell()
 		if err := p.end(syscall.SIGTERM, orderly+10*time.Second); err != nil {
 			return err
 		}

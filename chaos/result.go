@@ -79,17 +79,18 @@ const (
 	endOther = "ended"
 )
 
-// ended judges the end of a process.
-func (r *result) ended(process string, code int, killed, ending bool) string {
+// ended judges the end of a process. told is whether it got a signal that ends it. That
+// may have come before the process had a handler for it, or while it started.
+func (r *result) ended(process string, code int, told, ending bool) string {
 	kind := endOther
 	switch {
-	case killed && code == -1:
+	case told && code == -1:
 		kind = endKill
 	case code == 0:
 		kind = endTerm
 	case code == exitPoison:
 		kind = endExit
-	case code == exitStart && !ending:
+	case code == exitStart && (told || !ending):
 		kind = endStart
 	case code == exitStop && !ending: // the servers may be away
 		kind = endStop

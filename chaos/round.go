@@ -81,7 +81,6 @@ type member struct {
 	mu      sync.Mutex
 	process *process
 	life    int
-	killed  bool      // by us
 	told    time.Time // when it was told to end
 	ending  bool
 	done    chan struct{} // there is no further process
@@ -236,7 +235,7 @@ func (r *round) startLife(m *member) error {
 		command = "publish"
 	}
 	var err error
-	m.killed, m.told = false, time.Time{}
+	m.told = time.Time{}
 	m.process, err = startProcess(r.path(life+".log"), r.bin.self, []string{childVariable + "=1"}, command, file)
 	return err
 }
@@ -249,13 +248,13 @@ func (r *round) supervise(ctx context.Context, m *member) {
 		begin := time.Now()
 		<-p.ended
 		m.mu.Lock()
-		ending, killed, told := m.ending, m.killed, m.told
+		ending, told := m.ending, m.told
 		m.mu.Unlock()
+		code := p.code()
+		kind := r.result.ended(name, code, !told.IsZero(), ending)
 		if told.IsZero() {
 			told = time.Now()
 		}
-		code := p.code()
-		kind := r.result.ended(name, code, killed, ending)
 		r.disturbed(kind, name, told)
 		if ending || code == 0 && strings.HasPrefix(m.name, publisherName) {
 			return

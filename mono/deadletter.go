@@ -165,6 +165,9 @@ func (c *streamConsumer) captureAndTerm(m *Msg, v *verdict) error {
 	if !c.rt.isResumed() {
 		return &unstoredError{ErrDisconnected}
 	}
+	if c.leaseEnded(m) { // it was a while since this was last looked at: a held message was read
+		return c.lapse(m, v, v.cause)
+	}
 	done := "replayed message failed again"
 	id, err := c.failedAgain(ctx, m, *v)
 	if id == "" && err == nil {
@@ -203,6 +206,7 @@ func (c *streamConsumer) capture(ctx context.Context, m *Msg, v verdict) (id str
 	}
 	r, err := store(dead.store.Capture)
 	switch {
+	case err == nil || c.leaseEnded(m):
 	case errors.Is(err, jetstream.ErrNoStreamResponse) && dead.restore(ctx) == nil,
 		errors.Is(err, dlq.ErrIDTaken) && c.lookAtStream(ctx) == nil:
 		r, err = store(dead.store.CaptureNext)

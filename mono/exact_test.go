@@ -774,6 +774,40 @@ func TestLease_longUnderWay(t *testing.T) {
 	}
 }
 
+// The payload of a held message is asked for, and the answer comes when another instance
+// has handled the message: it is no dead letter. The link stood still in between.
+func TestHeld_handledWhileRead(t *testing.T) {
+	t.Parallel()
+	e := defineEvent(t, "Held")
+	srv := monotest.Server(t)
+	cfg := autoAckPlain("S")
+	cfg.Stream.Retention = jetstream.InterestPolicy
+	cfg.Consumer = mono.ConsumerConfig{Durable: "held", AckWait: 3 * time.Second}
+	w := newWire(t, srv)
+	log := &logBuffer{}
+	app := runApp(t, append(onURL(w.url(srv)), mono.WithEvents(e), mono.WithLogger(log.logger())),
+		durableModule("m", e, cfg, func(context.Context, []*mono.Msg) error { return mono.Permanent(errBrokenPipe) }))
+	emit := runApp(t, onServer(srv), emitter("shop", e))
+	empty := fillDeadLetters(t, jetStreamOf(t, srv.Conn()))
+	publishAll(t, emit.Bus(), e, []string{"m"})
+	eventually(t, func() bool { return strings.Contains(log.String(), "the message is held") }, "it is held")
+
+	w.now(full) // what is asked for now, a second later, is answered when it ends
+	other := newTally()
+	second := runApp(t, append(onServer(srv), mono.WithEvents(e)), durableModule("m", e, cfg, other.handle))
+	other.waitFor(t, []string{"m"})
+	settled(t, second, "S", "held")
+	empty()
+	w.now(alive)
+	eventually(t, func() bool { return strings.Contains(log.String(), "lease ended before the outcome") }, "the verdict is given up")
+	if err := app.Stop(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	if got := streamMsgs(t, emit, "DLQ"); got != 1 { // the filler
+		t.Errorf("%d dead letters of a message that was handled", got-1)
+	}
+}
+
 func frozenModule(h mono.EventStreamConsumerHandler) (*testModule, error) {
 	e, err := mono.NewEvent("shop", "Frozen", "v1")
 	if err != nil {

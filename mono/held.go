@@ -265,6 +265,9 @@ func (c *streamConsumer) settleHeld(h *heldMessage) (err error) {
 		c.reportHeld(h.Msg, &h.verdict, err)
 		return err
 	}
+	if !c.rt.isResumed() { // the answer would come when the lease may have ended
+		return ErrDisconnected
+	}
 	v := h.verdict
 	m, gone, err := c.read(h)
 	if err == nil {

@@ -97,7 +97,8 @@ func (c *streamConsumer) outcome(ctx context.Context, m *Msg, v *verdict) (err e
 		return err
 	}
 	err = store()
-	if (errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, jetstream.ErrStreamNotFound)) && dead.restore(ctx) == nil {
+	mine := v == nil || !c.leaseEnded(m)
+	if mine && (errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, jetstream.ErrStreamNotFound)) && dead.restore(ctx) == nil {
 		err = store()
 	}
 	if err != nil && concernsAll(err) {
