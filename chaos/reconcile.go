@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/mono"
 )
 
 // A handling is one call of a handler for one message.
@@ -424,6 +425,11 @@ func (l *ledger) checkPublishes() {
 					continue
 				}
 			}
+			if class == "stored_twice" && l.publishedAgain(&c, id, seqs) {
+				l.count("repeats", len(seqs)-1)
+				l.count("repeat:stored", len(seqs)-1)
+				continue
+			}
 			l.find(class, place{c.durable, seqs[1], id}, "the payload came under the sequences %v", seqs)
 		}
 	}
@@ -453,6 +459,26 @@ func (l *ledger) sourcedAgain(durable, id string, seqs []uint64) bool {
 		}
 	}
 	return false
+}
+
+// publishedAgain reports whether a message may be stored again that was published again
+// with its ID: a server that is started again knows only the IDs of what its streams still
+// have. Guarantee 1 says so.
+func (l *ledger) publishedAgain(c *consumer, id string, seqs []uint64) bool {
+	if c.retention.Retention == mono.LimitsPolicy {
+		return false
+	}
+	for i := range seqs[1:] {
+		first, second := l.handlings[place{c.durable, seqs[i], id}], l.handlings[place{c.durable, seqs[i+1], id}]
+		restarted := func(d disturbance) bool {
+			return (d.Kind == faultKillServer || d.Kind == faultRoll || d.Kind == faultDisk) &&
+				d.To.After(first[0].at()) && d.From.Before(second[0].at())
+		}
+		if len(first) == 0 || len(second) == 0 || !slices.ContainsFunc(l.r.disturbances, restarted) {
+			return false
+		}
+	}
+	return true
 }
 
 func firstOf(seqs []uint64) uint64 {

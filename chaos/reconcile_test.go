@@ -279,3 +279,39 @@ func reconcileStory(r *round, id string, s *story) []string {
 	}
 	return r.result.classes()
 }
+
+// What is published again is stored again only by a stream that removes messages, and
+// only if the server was started again in between.
+func TestLedger_publishedAgain(t *testing.T) {
+	t.Parallel()
+	kill := disturbedAt(faultKillServer, "", 2, 3)
+	for name, tt := range map[string]struct {
+		durable     string
+		disturbance disturbance
+		want        bool
+	}{
+		"queue":                  {"bill", kill, true},
+		"interest":               {"mail", kill, true},
+		"limits":                 {"audit", kill, false},
+		"a node after another":   {"bill", disturbedAt(faultRoll, "", 2, 3), true},
+		"the server stood still": {"bill", disturbedAt(faultStopServer, "", 2, 3), false},
+		"killed before":          {"bill", disturbedAt(faultKillServer, "", 0.1, 0.5), false},
+		"killed after":           {"bill", disturbedAt(faultKillServer, "", 5, 6), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := &ledger{
+				r: &round{disturbances: []disturbance{tt.disturbance}},
+				handlings: map[place][]*handling{
+					{tt.durable, 1, "id"}: {handled("consumer1.1", 1, 1, outcomeOK)},
+					{tt.durable, 7, "id"}: {handled("consumer1.1", 1, 4, outcomeOK)},
+				},
+			}
+			all := allConsumers()
+			c := &all[slices.IndexFunc(all, func(c consumer) bool { return c.durable == tt.durable })]
+			if got := l.publishedAgain(c, "id", []uint64{1, 7}); got != tt.want {
+				t.Errorf("it may be stored again: %t, want %t", got, tt.want)
+			}
+		})
+	}
+}

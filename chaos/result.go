@@ -152,6 +152,7 @@ func rows() []struct{ title, counts string } {
 		{"  after a fault of servers", "repeat:server"},
 		{"  for want of CPU", "repeat:lag"},
 		{"  by a source that began again", "repeat:sourced"},
+		{"  published again after a server's restart", "repeat:stored"},
 		{"  with the error of another in the batch", "repeat:batch"},
 		{"crashed, cut short three times by others", "crashed-by-kills"},
 		{"left in streams after faults of servers", "left"},

@@ -766,11 +766,13 @@ func TestLease_longUnderWay(t *testing.T) {
 		"$JS.ACK.S.late.1.%d.%d.%d.0", info.Delivered.Stream, info.Delivered.Consumer, time.Now().UnixNano())}
 	mono.AskAgain(app)
 	eventually(t, func() bool { return mono.Trusts(app) }, "the leader answers")
+	publishAll(t, emit.Bus(), e, []string{"new"})
+	handled.waitFor(t, []string{"new"})
 	mono.Receive(app, late)
 	publishAll(t, emit.Bus(), e, payloads("last", 0, 3))
 	handled.waitFor(t, append(append(payloads("before", 0, 3), payloads("after", 0, 3)...), payloads("last", 0, 3)...))
-	if n := handled.total(); n != 9 {
-		t.Errorf("%d messages were handled here, want 9", n)
+	if n := handled.total(); n != 10 {
+		t.Errorf("%d messages were handled here, want 10", n)
 	}
 }
 

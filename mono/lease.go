@@ -183,6 +183,22 @@ func (c *streamConsumer) ownBatch(batch []*Msg) []*Msg {
 	return own
 }
 
+// take returns the messages of a batch that a handler gets: those that no later delivery
+// has replaced.
+func take(batch []*Msg) []*Msg {
+	replaced := false
+	for _, m := range batch {
+		if !m.phase.CompareAndSwap(phaseWaiting, phaseBegun) {
+			m.state.Store(stateReturned)
+			replaced = true
+		}
+	}
+	if !replaced {
+		return batch
+	}
+	return slices.DeleteFunc(slices.Clone(batch), func(m *Msg) bool { return m.phase.Load() == phaseReplaced })
+}
+
 // lapse takes the place of a settlement whose message may be another instance's by now.
 // If it comes back here, the verdict, if there is one, still holds.
 func (c *streamConsumer) lapse(m *Msg, v *verdict, cause error) error {

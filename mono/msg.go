@@ -75,6 +75,7 @@ type delivery struct {
 	lease            lease
 	size             uint32 // in bytes, as the server counts them
 	state            atomic.Uint32
+	phase            atomic.Uint32
 	final            *[]byte // what was sent for stateSettled
 }
 
@@ -88,6 +89,13 @@ var epoch = time.Now()
 // uptime is monotonic time: only differences are meaningful. Reading it takes half the
 // time of time.Now.
 func uptime() time.Duration { return time.Since(epoch) }
+
+// The phases of a delivery.
+const (
+	phaseWaiting  uint32 = iota
+	phaseBegun           // a handler has it
+	phaseReplaced        // no handler gets it, but a later delivery
+)
 
 // The states of a delivery. Only stateOpen may be settled.
 const (

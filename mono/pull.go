@@ -190,7 +190,8 @@ func (p *puller) receive(nm *nats.Msg) {
 
 // supersedes reports whether m is to be handled although an earlier delivery,
 // old, is still here. It is when old was handed back and only waits for the
-// rest of its batch.
+// rest of its batch, and when no handler has begun with old and another instance has
+// had the message since.
 //
 // Otherwise the lease ended while old was in work, because the connection or
 // this process was stopped for a while, or because the server missed the
@@ -206,6 +207,9 @@ func (p *puller) supersedes(m, old *Msg, now time.Duration, trusted bool) bool {
 	case stateOpen:
 		if p.inHand[m.sequence()] != old {
 			return true // its handler has returned and left it
+		}
+		if m.attempt() != old.attempt()+1 && old.phase.CompareAndSwap(phaseWaiting, phaseReplaced) {
+			return true // another instance had it in between, and may have decided it
 		}
 		old.lease.begin(now, trusted)
 	case stateReturned, stateHeld: // held.delivered looks at the latter

@@ -103,7 +103,9 @@ func (s *sourcing) stored(n, retried int) {
 			return false
 		}
 		info := c.CachedInfo()
-		return stream.CachedInfo().State.LastSeq == uint64(n) && info.NumPending == 0 && info.NumAckPending == retried
+		// The server counts a message as pending a little later than it stores it.
+		return stream.CachedInfo().State.LastSeq == uint64(n) && info.Delivered.Stream == uint64(n) && info.NumPending == 0 &&
+			info.NumAckPending == retried
 	}, fmt.Sprintf("the stream has had %d messages, and the consumer is done with them", n))
 }
 

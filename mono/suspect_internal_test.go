@@ -134,6 +134,49 @@ func TestLease(t *testing.T) {
 	}
 }
 
+// A delivery that waits for a worker takes over the lease of the next one, unless another
+// instance had the message in between and may have decided it.
+func TestPuller_supersedes(t *testing.T) {
+	t.Parallel()
+	const wait = 30 * time.Second
+	for _, tt := range []struct {
+		name       string
+		begun      bool
+		old, next  uint32
+		supersedes bool
+	}{
+		{name: "the next attempt", old: 2, next: 3},
+		{name: "one was elsewhere", old: 2, next: 4, supersedes: true},
+		{name: "many were elsewhere", old: 1, next: 9, supersedes: true},
+		{name: "the server counts again", old: 3, next: 1, supersedes: true},
+		{name: "the same attempt again", old: 3, next: 3, supersedes: true},
+		{name: "a handler has the next attempt", begun: true, old: 2, next: 3},
+		{name: "a handler has it, one was elsewhere", begun: true, old: 2, next: 4},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			old, next := attemptAt(tt.old), attemptAt(tt.next)
+			old.lease.begin(time.Second, true)
+			p := &puller{inHand: map[uint64]*Msg{old.sequence(): old}}
+			if tt.begun && len(take([]*Msg{old})) != 1 {
+				t.Fatal("a handler does not get what waits")
+			}
+			if got := p.supersedes(next, old, time.Minute, true); got != tt.supersedes {
+				t.Errorf("supersedes is %t, want %t", got, tt.supersedes)
+			}
+			if got := !old.lease.ended(time.Minute+wait, wait); got == tt.supersedes {
+				t.Errorf("the lease is renewed: %t", got)
+			}
+			if tt.begun {
+				return
+			}
+			if got := len(take([]*Msg{old})) == 0; got != tt.supersedes {
+				t.Errorf("a handler gets the old delivery: %t", !got)
+			}
+		})
+	}
+}
+
 // What was decided at one attempt does not decide a later one that has ended otherwise.
 func TestHistory_laterAttempt(t *testing.T) {
 	t.Parallel()
