@@ -493,6 +493,9 @@ func firstOf(seqs []uint64) uint64 {
 const (
 	ackTravels = 2 * time.Second
 	ackStored  = 10 * time.Second
+	// How long a cluster may elect leaders after a fault: what is acked to one that is
+	// replaced is lost.
+	elections = 10 * time.Second
 	// Between a look at the dead-letter stream and the handler that it lets begin.
 	lookup = time.Second
 )
@@ -519,7 +522,11 @@ func (l *ledger) explained(a, b *handling) string {
 	from := l.sent(a)
 	for i := range l.r.disturbances {
 		d := &l.r.disturbances[i]
-		if !d.To.After(from) || d.From.After(b.at()) {
+		to := d.To
+		if d.Process == "" {
+			to = to.Add(elections)
+		}
+		if !to.After(from) || d.From.After(b.at()) {
 			continue
 		}
 		ofA, ofB := d.of(a.process), d.of(b.process)
