@@ -441,24 +441,39 @@ const noteTravels = time.Second
 
 // sourcedAgain reports whether a payload that a server has sourced again may be handled
 // again: some handling of an earlier copy was not finished, or finished a moment before,
-// when the server or its process was disturbed. Guarantee 6 says so.
+// when the server or its process was disturbed, or servers were, so that it could not be
+// noted, or looked up. Guarantee 6 says so.
 func (l *ledger) sourcedAgain(durable, id string, seqs []uint64) bool {
-	for _, seq := range seqs[:len(seqs)-1] {
+	for i, seq := range seqs {
 		finished := false
 		for _, h := range l.handlings[place{durable, seq, id}] {
-			for i := range l.r.disturbances {
-				d := &l.r.disturbances[i]
-				if (d.Process == "" || d.of(h.process)) && d.From.After(h.at()) && d.From.Before(h.end.Add(noteTravels)) {
+			if l.unsettled(h) {
+				return true
+			}
+			if i == len(seqs)-1 {
+				break // the last copy is only looked up
+			}
+			for k := range l.r.disturbances {
+				d := &l.r.disturbances[k]
+				if d.of(h.process) && d.From.After(h.at()) && d.From.Before(h.end.Add(noteTravels)) {
 					return true
 				}
 			}
 			finished = finished || h.success() || h.gaveUp()
 		}
-		if !finished {
+		if !finished && i < len(seqs)-1 {
 			return true
 		}
 	}
 	return false
+}
+
+// unsettled reports whether servers were disturbed, or electing leaders, when a handling
+// began or ended.
+func (l *ledger) unsettled(h *handling) bool {
+	return slices.ContainsFunc(l.r.disturbances, func(d disturbance) bool {
+		return d.Process == "" && d.Kind != slowServer && d.From.Before(h.end.Add(noteTravels)) && d.To.Add(elections).After(h.at())
+	})
 }
 
 // publishedAgain reports whether a message may be stored again that was published again

@@ -316,7 +316,7 @@ func TestCount_everySettlement(t *testing.T) {
 		"mono_settlements_total{outcome=ok,settlement=nak}":                                                         naks,
 		"mono_settlements_total{outcome=ok,settlement=nak_delay}":                                                   nakDelays + panics + failures,
 		"mono_settlements_total{outcome=ok,settlement=term}":                                                        terms,
-		"mono_settlements_total{outcome=ok,settlement=in_progress}":                                                 inProgress,
+		"mono_settlements_total{outcome=ok,settlement=in_progress}":                                                 inProgress + terms, // each before its dead letter
 		"mono_settlements_late_total{}":                                                                             0,
 		"mono_redeliveries_total{}":                                                                                 float64(again),
 		"mono_unsettled_total{}":                                                                                    unsettled,

@@ -165,7 +165,10 @@ func (c *streamConsumer) captureAndTerm(m *Msg, v *verdict) error {
 	if !c.rt.isResumed() {
 		return &unstoredError{ErrDisconnected}
 	}
-	if c.leaseEnded(m) { // it was a while since this was last looked at: a held message was read
+	if err := c.renew(ctx, m); err != nil {
+		return &unstoredError{err}
+	}
+	if c.leaseEnded(m) {
 		return c.lapse(m, v, v.cause)
 	}
 	done := "replayed message failed again"

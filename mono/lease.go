@@ -308,6 +308,19 @@ func (p *puller) confirm(last *delivery, due []*delivery, sent, limit time.Durat
 	}
 }
 
+// renew extends the lease of a message and waits for the server's answer. What is sent
+// next reaches the server while the lease lasts, and not when a link that stood still goes
+// on, unless the link stops in between.
+func (c *streamConsumer) renew(ctx context.Context, m *Msg) error {
+	sent := uptime()
+	_, err := c.rt.nc.RequestWithContext(ctx, m.reply, wireProgress)
+	c.tel.Extended(err)
+	if err == nil {
+		m.lease.extend(sent, uptime(), c.server.AckWait)
+	}
+	return err
+}
+
 // inProgress extends the lease for the user.
 func (c *streamConsumer) inProgress(m *Msg) error {
 	now := uptime()
