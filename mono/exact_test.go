@@ -810,6 +810,54 @@ func TestHeld_handledWhileRead(t *testing.T) {
 	}
 }
 
+// A handler gives a message up while the link stands still, and another instance handles it
+// before the link goes on: it is no dead letter.
+func TestDeadLetter_linkStandsStill(t *testing.T) {
+	t.Parallel()
+	for _, retention := range retentions() {
+		t.Run(retention.String(), func(t *testing.T) {
+			t.Parallel()
+			e := defineEvent(t, "Stalled")
+			srv := monotest.Server(t)
+			cfg := autoAckPlain("S")
+			cfg.Stream.Retention = retention
+			cfg.Consumer = mono.ConsumerConfig{Durable: "stalled", AckWait: 3 * time.Second}
+			w := newWire(t, srv)
+			began, goOn, handled := make(chan struct{}, 1), make(chan struct{}), newTally()
+			app := runApp(t, append(onURL(w.url(srv)), mono.WithEvents(e)),
+				durableModule("m", e, cfg, func(ctx context.Context, msgs []*mono.Msg) error {
+					if string(msgs[0].Data) == "next" {
+						return handled.handle(ctx, msgs)
+					}
+					began <- struct{}{}
+					<-goOn
+					return mono.Permanent(errBrokenPipe)
+				}))
+			emit := runApp(t, onServer(srv), emitter("shop", e))
+			publishAll(t, emit.Bus(), e, []string{"m"})
+			receive(t, began, "the handler")
+			w.now(full)
+			close(goOn) // what is sent now waits in the link
+			other := newTally()
+			second := runApp(t, append(onServer(srv), mono.WithEvents(e)), durableModule("m", e, cfg, other.handle))
+			other.waitFor(t, []string{"m"})
+			settled(t, second, "S", "stalled")
+			if err := second.Stop(within(t)); err != nil {
+				t.Fatal(err)
+			}
+			w.now(alive)
+			publishAll(t, emit.Bus(), e, []string{"next"})
+			handled.waitFor(t, []string{"next"})
+			if err := app.Stop(within(t)); err != nil {
+				t.Fatal(err)
+			}
+			if got := streamMsgs(t, emit, "DLQ"); got != 0 {
+				t.Errorf("%d dead letters of a message that was handled", got)
+			}
+		})
+	}
+}
+
 func frozenModule(h mono.EventStreamConsumerHandler) (*testModule, error) {
 	e, err := mono.NewEvent("shop", "Frozen", "v1")
 	if err != nil {

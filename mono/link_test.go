@@ -155,7 +155,7 @@ func (p *wirePair) close() {
 
 // quickPing notices a dead link soon. It is given as an option, so that a test
 // that waits for the notice fails if the option is ignored.
-const quickPing = 100 * time.Millisecond
+const quickPing = 500 * time.Millisecond
 
 // The times are those that the option's comment promises, as the connection has
 // them. nats.go's own are 2 min and 2 pings, which notice nothing for 6 minutes.

@@ -166,6 +166,7 @@ type keptNote struct {
 // repeats knows which sourced messages a consumer has finished.
 type repeats struct {
 	tracked atomic.Int64 // len(inWork), for a look without the lock
+	unsure  atomic.Int64 // since when the server has not said which stream it is, as uptime; 0: it has
 
 	mu       sync.Mutex
 	created  *time.Time // of the stream that all of this is about
@@ -198,7 +199,7 @@ func (c *streamConsumer) withoutRepeats(batch []*Msg) []*Msg {
 		if ok && now == 0 {
 			now = uptime()
 		}
-		if ok && c.isRepeat(m, ref, now) {
+		if ok && c.isRepeatAtLast(m, ref, now) {
 			if rest == nil {
 				rest = append(make([]*Msg, 0, len(batch)), batch[:i]...)
 			}
@@ -224,9 +225,34 @@ func (c *streamConsumer) dropRepeat(m *Msg, ref sourceRef) {
 		slog.String("origin", ref.stream), slog.Uint64("origin_sequence", ref.sequence))
 }
 
+// isRepeatAtLast is isRepeat. While the server does not say whether the stream is still the
+// one in which m was finished, m waits here, its lease kept; after lookUpPatience it is
+// taken for new.
+func (c *streamConsumer) isRepeatAtLast(m *Msg, ref sourceRef, now time.Duration) bool {
+	r := &c.repeats
+	for {
+		wait := r.unsure.Load() == 0 || uptime()-time.Duration(r.unsure.Load()) < lookUpPatience
+		repeat, sure := c.isRepeat(m, ref, now, wait)
+		if sure {
+			r.unsure.Store(0)
+			return repeat
+		}
+		if !wait {
+			return false
+		}
+		r.unsure.CompareAndSwap(0, int64(uptime()))
+		select {
+		case <-c.ending:
+			return false
+		case <-time.After(lookUpPause):
+		}
+	}
+}
+
 // isRepeat reports whether m was finished before under another sequence. If not, m
-// is remembered until it is finished.
-func (c *streamConsumer) isRepeat(m *Msg, ref sourceRef, now time.Duration) bool {
+// is remembered until it is finished. It is not sure if the server does not answer; then m
+// is remembered unless the caller waits and asks again.
+func (c *streamConsumer) isRepeat(m *Msg, ref sourceRef, now time.Duration, wait bool) (repeat, sure bool) {
 	r := &c.repeats
 	sum := checksum(m)
 	r.mu.Lock()
@@ -235,7 +261,7 @@ func (c *streamConsumer) isRepeat(m *Msg, ref sourceRef, now time.Duration) bool
 	r.follow(c.created.Load())
 	o := r.origin(c, ref)
 	if o == nil {
-		return false
+		return false, true
 	}
 	n := r.note(c, o, ref.sequence)
 	switch {
@@ -245,15 +271,20 @@ func (c *streamConsumer) isRepeat(m *Msg, ref sourceRef, now time.Duration) bool
 		// Others may have finished it since the note was read.
 		c.readNote(o, n, ref.sequence)
 	}
-	if n.has(ref.sequence, m.sequence(), sum) && c.sameStream(m) {
-		return true
+	sure = true
+	if n.has(ref.sequence, m.sequence(), sum) {
+		var same bool
+		same, sure = c.sameStream(m)
+		if same || !sure && wait {
+			return same, sure
+		}
 	}
 	if r.follow(c.created.Load()) {
-		return false // nothing is known of the new stream
+		return false, true // nothing is known of the new stream
 	}
 	o.came(ref.sequence, m.sequence())
 	r.begin(m.sequence(), workedOn{origin: o, sequence: ref.sequence, sum: sum})
-	return false
+	return false, sure
 }
 
 // follow forgets everything when the stream is another one than before, and reports
@@ -381,30 +412,33 @@ func (r *repeats) unwritten() []*keptNote {
 }
 
 // sameStream asks for the stream since m has arrived, and reports whether it is the
-// one that is known. r.mu is held, so that a worker with the next batch waits for the
-// answer instead of asking, too.
-func (c *streamConsumer) sameStream(m *Msg) bool {
+// one that is known. It is not sure without an answer. r.mu is held, so that a worker with
+// the next batch waits for the answer instead of asking, too.
+func (c *streamConsumer) sameStream(m *Msg) (same, sure bool) {
 	r := &c.repeats
 	now := uptime()
 	if arrived := now - m.lease.untouched(now); r.verified > arrived {
-		return true
+		return true, true
 	}
-	if now < r.pause || !sourcesTrusted(c.rt.nc.ConnectedServerVersion()) {
-		return false
+	if !sourcesTrusted(c.rt.nc.ConnectedServerVersion()) {
+		return false, true
+	}
+	if now < r.pause {
+		return false, false
 	}
 	ctx, cancel := context.WithTimeout(c.rt.whileConnected(), noteTimeout)
 	defer cancel()
 	s, err := c.rt.js.Stream(ctx, c.info.Stream)
 	if err != nil {
 		c.pauseNotes(err)
-		return false
+		return false, false
 	}
 	if created := s.CachedInfo().Created; !created.Equal(*r.created) {
 		c.created.Store(&created) // another instance has made it again
-		return false
+		return false, true
 	}
 	r.verified = now
-	return true
+	return true, true
 }
 
 // sourcesTrusted reports whether the server refuses the header in what clients publish.
