@@ -104,7 +104,7 @@ func TestReplay_group(t *testing.T) {
 	b.sees("12 dead letters will be sent", "12 to ORDERS/billing", "warning: nobody fetches", "left out: 2, replayed 5 times", "reason: back")
 	b.did()
 	sel := b.lastSelection()
-	if sel.Group != "g1" || !slices.Equal(sel.States, []dlq.State{dlq.StateOpen}) {
+	if !slices.Equal(sel.Groups, []string{"g1"}) || !slices.Equal(sel.States, []dlq.State{dlq.StateOpen}) {
 		t.Errorf("planned %+v, want the open ones of g1", sel)
 	}
 
