@@ -44,7 +44,8 @@ func (d *Desk) DryRun(ctx context.Context, sel Selection, o Options) (*Plan, err
 		sel.Upto = info.State.LastSeq
 	}
 	p := &Plan{
-		Created: time.Now(), Actor: d.cfg.Actor, Options: o, Group: strings.Join(sel.Groups, ","), Upto: sel.Upto, LeftOut: make(map[string]int),
+		Created: time.Now(), Actor: d.cfg.Actor, Options: o, Group: strings.Join(sel.Groups, ","), Upto: sel.Upto,
+		LeftOut: make(map[string]int),
 	}
 	p.ID = newID(p.Created)
 	if sel.Where != nil {

@@ -109,7 +109,8 @@ func (c *cli) exitCode(err error) int {
 		return exitPartly
 	}
 	_, usage := errors.AsType[usageError](err)
-	if usage || !c.started || errors.Is(err, triage.ErrNotFound) || errors.Is(err, triage.ErrInvalid) || errors.Is(err, triage.ErrReadOnly) {
+	unchanged := errors.Is(err, triage.ErrNotFound) || errors.Is(err, triage.ErrInvalid) || errors.Is(err, triage.ErrReadOnly)
+	if usage || !c.started || unchanged {
 		return exitUsage
 	}
 	return exitFailed

@@ -218,13 +218,11 @@ func TestReadOnly(t *testing.T) {
 		for how, value := range map[string]string{"--read-only": "", "1": "1", "true": "true"} {
 			b := bare(t)
 			b.env["NATS_URL"], b.env["MONOTEL_READ_ONLY"] = nowhere(t), value
-			line := args
-			if value == "" {
-				line = append(slices.Clone(args), how)
-			} else {
-				line = append(slices.Clone(args), "--read-only=false") // the environment is stronger
+			flag := how
+			if value != "" {
+				flag = "--read-only=false" // the environment is stronger
 			}
-			b.fails(exitUsage, []string{"nothing may be changed"}, line...)
+			b.fails(exitUsage, []string{"nothing may be changed"}, append(slices.Clone(args), flag)...)
 		}
 	}
 	if refused < 10 { //nolint:mnd // as many as there are
@@ -364,7 +362,7 @@ func TestDryRun_showsAll(t *testing.T) {
 	for seed := range uint64(4) {
 		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 			t.Parallel()
-			random := rand.New(rand.NewPCG(seed, 17)) //nolint:gosec // it is to be the same again
+			random := rand.New(rand.NewPCG(seed, 17))
 			b := setup(t)
 			b.billing(nil)
 			ids := b.captureMany(30)
@@ -383,7 +381,7 @@ func TestDryRun_showsAll(t *testing.T) {
 						others.Go(func() { b.run("dlq", "edit", ids[i], "--header", "Round: "+reason, "--yes", "--reason", "another") })
 					}
 				}
-				done := append(line, "--yes", "--reason", reason)
+				done := append(slices.Clone(line), "--yes", "--reason", reason)
 				if command == "replay" {
 					done = append(done, "--no-wait")
 				}
