@@ -125,8 +125,11 @@ func (d *Desk) Restore(ctx context.Context, e *dlq.Entry, reason string) error {
 	return d.apply(ctx, e, dlq.Change{Kind: dlq.ChangeRestored, Actor: d.cfg.Actor, Reason: reason})
 }
 
-// allowed refuses what cannot be done in the entry's state.
+// allowed refuses what cannot be done in the entry's state, or at all.
 func (d *Desk) allowed(e *dlq.Entry, what string, states ...dlq.State) error {
+	if err := d.changes(); err != nil {
+		return err
+	}
 	if slices.Contains(states, e.State) {
 		return nil
 	}

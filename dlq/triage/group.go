@@ -42,7 +42,7 @@ const (
 func (d *Desk) Groups(ctx context.Context, sel Selection) ([]Group, error) {
 	g := newGrouper(d.cfg.Fingerprint)
 	states, limit := sel.states(), sel.Limit
-	if states != nil && !slices.Contains(states, dlq.StateResolved) {
+	if states != nil && len(sel.IDs) == 0 && !slices.Contains(states, dlq.StateResolved) {
 		// Those tell of groups that have failed again.
 		sel.States, sel.Limit = append(slices.Clone(states), dlq.StateResolved), 0
 	}
@@ -65,6 +65,15 @@ func (d *Desk) Groups(ctx context.Context, sel Selection) ([]Group, error) {
 		}
 	}
 	return g.result(), nil
+}
+
+// GroupsOf groups entries, newest first, as Groups does.
+func (d *Desk) GroupsOf(entries []*dlq.Entry) []Group {
+	g := newGrouper(d.cfg.Fingerprint)
+	for _, e := range entries {
+		g.add(e)
+	}
+	return g.result()
 }
 
 // A grouper puts entries together.

@@ -99,7 +99,7 @@ func TestGroups_threeCauses(t *testing.T) {
 		if g.Count != causes[2-i] || len(g.Samples) != 5 || g.Consumer != billing || g.First.After(g.Last) {
 			t.Errorf("group %+v, want %d", g, causes[2-i])
 		}
-		if n := len(b.list(t, triage.Selection{Group: g.ID})); n != g.Count {
+		if n := len(b.list(t, triage.Selection{Groups: []string{g.ID}})); n != g.Count {
 			t.Errorf("group %s lists %d, want %d", g.ID, n, g.Count)
 		}
 	}

@@ -1,6 +1,7 @@
 package triage
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"iter"
@@ -15,10 +16,10 @@ import (
 type Selection struct {
 	IDs    []string    // these alone, in whatever state unless States is set
 	Where  *Query      // that it is true for
-	Group  string      // of this group, by its fingerprint
+	Groups []string    // of one of these groups, by their fingerprints
 	States []dlq.State // the default is open
 	Upto   uint64      // whose record's sequence is not greater; 0 is all there are now
-	Limit  int         // this many of the newest; 0 is all
+	Limit  int         // this many of the newest, also of IDs; 0 is all
 }
 
 // states are those that are asked for; nil is every one.
@@ -29,7 +30,8 @@ func (s *Selection) states() []dlq.State {
 	return []dlq.State{dlq.StateOpen}
 }
 
-// Entries lists the selected dead letters, newest first, without their history.
+// Entries lists the selected dead letters, each once, without their history: newest
+// first, or in the order of the IDs if there are some and no limit.
 // Payloads are read if payload is true or the query looks at them; else Data is
 // nil. The payload is that of the latest edit.
 //
@@ -151,7 +153,7 @@ func (d *Desk) loadCurrent(ctx context.Context, e *dlq.Entry) error {
 }
 
 func (d *Desk) wanted(sel *Selection, e *dlq.Entry) bool {
-	if sel.Group != "" && d.cfg.Fingerprint(e) != sel.Group {
+	if len(sel.Groups) > 0 && !slices.Contains(sel.Groups, d.cfg.Fingerprint(e)) {
 		return false
 	}
 	if sel.Where == nil {
@@ -161,14 +163,21 @@ func (d *Desk) wanted(sel *Selection, e *dlq.Entry) bool {
 	return err == nil && ok
 }
 
-// entriesByID looks each of them up.
+// entriesByID looks up each of the selected IDs. Two IDs may be of one entry: a
+// beginning is enough.
 func (d *Desk) entriesByID(ctx context.Context, sel Selection, payload bool, yield func(*dlq.Entry, error) bool) {
+	seen := make(map[string]bool, len(sel.IDs))
+	newest := &newestEntries{limit: sel.Limit}
 	for _, id := range sel.IDs {
 		e, err := d.Get(ctx, id)
 		if e == nil {
 			yield(nil, err)
 			return
 		}
+		if seen[e.ID] {
+			continue
+		}
+		seen[e.ID] = true
 		e.History = nil
 		if sel.States != nil && !slices.Contains(sel.States, e.State) {
 			continue
@@ -182,10 +191,42 @@ func (d *Desk) entriesByID(ctx context.Context, sel Selection, payload bool, yie
 		if (sel.Upto > 0 && e.Sequence > sel.Upto) || !d.wanted(&sel, e) {
 			continue
 		}
-		if !yield(e, err) {
+		if sel.Limit > 0 {
+			newest.add(e, err)
+		} else if !yield(e, err) {
 			return
 		}
 	}
+	for _, f := range newest.sorted() {
+		if !yield(f.entry, f.err) {
+			return
+		}
+	}
+}
+
+// newestEntries keeps the newest of the entries that are added, limit of them.
+type newestEntries struct {
+	limit int
+	found []foundEntry
+}
+
+type foundEntry struct {
+	entry *dlq.Entry
+	err   error // beside the entry, see Entries
+}
+
+func (n *newestEntries) add(e *dlq.Entry, err error) {
+	n.found = append(n.found, foundEntry{e, err})
+	if len(n.found)/2 >= n.limit { // in bounded memory, sorted seldom
+		n.found = n.sorted()
+	}
+}
+
+func (n *newestEntries) sorted() []foundEntry {
+	slices.SortFunc(n.found, func(a, b foundEntry) int { return cmp.Compare(b.entry.Sequence, a.entry.Sequence) })
+	kept := n.found[:min(len(n.found), n.limit)]
+	clear(n.found[len(kept):])
+	return kept
 }
 
 // An Event is what Tail reports: a new dead letter, or a change of one.

@@ -122,8 +122,8 @@ type Plan struct {
 	Actor     string         `json:"actor"`
 	Options   Options        `json:"options"`
 	Query     string         `json:"query,omitempty"` // that selected, as text
-	Group     string         `json:"group,omitempty"`
-	Upto      uint64         `json:"upto"` // the last sequence of the frozen selection
+	Group     string         `json:"group,omitempty"` // IDs of the groups that were selected, with commas between them
+	Upto      uint64         `json:"upto"`            // the last sequence of the frozen selection
 	Selected  int            `json:"selected"`
 	Bytes     int64          `json:"bytes"` // of the payloads
 	Oldest    time.Time      `json:"oldest,omitzero"`
@@ -137,6 +137,9 @@ type Plan struct {
 
 	Samples []*dlq.Entry `json:"-"` // at most 5, newest first, without payloads
 	Diffs   []Diff       `json:"-"` // what the patch does to the samples
+
+	items  []item // the frozen selection, oldest first, until it is stored
+	stored bool
 }
 
 // A PlanConsumer is one target of a plan.
@@ -573,6 +576,9 @@ func isConflict(err error) bool {
 
 // change reads, changes and stores an operation until nobody is in between.
 func (d *Desk) change(ctx context.Context, id string, f func(*stored) error) (*stored, error) {
+	if err := d.changes(); err != nil {
+		return nil, err
+	}
 	for {
 		s, err := d.load(ctx, id)
 		if err != nil {

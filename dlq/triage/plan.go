@@ -18,13 +18,21 @@ import (
 
 const samples = 5
 
-// Plan freezes a selection and says what a replay would do with it. Nothing is
-// sent. The plan is stored, so that it can be run by its ID, also by another
-// process, within a day; one that selects nothing is not.
+// Plan is [Desk.DryRun], and stores the plan if it can be run, see [Desk.StorePlan].
+func (d *Desk) Plan(ctx context.Context, sel Selection, o Options) (*Plan, error) {
+	p, err := d.DryRun(ctx, sel, o)
+	if err != nil || p.Selected == 0 || len(p.Problems) > 0 {
+		return p, err
+	}
+	return p, d.StorePlan(ctx, p)
+}
+
+// DryRun freezes a selection and says what a replay would do with it. It sends and
+// stores nothing, and needs the permission to read only.
 //
 // Options that make no sense are an [ErrInvalid]. What keeps the plan from being
 // run, such as a consumer that is gone, is in its Problems.
-func (d *Desk) Plan(ctx context.Context, sel Selection, o Options) (*Plan, error) {
+func (d *Desk) DryRun(ctx context.Context, sel Selection, o Options) (*Plan, error) {
 	if err := o.withDefaults(); err != nil {
 		return nil, err
 	}
@@ -36,7 +44,8 @@ func (d *Desk) Plan(ctx context.Context, sel Selection, o Options) (*Plan, error
 		sel.Upto = info.State.LastSeq
 	}
 	p := &Plan{
-		Created: time.Now(), Actor: d.cfg.Actor, Options: o, Group: sel.Group, Upto: sel.Upto, LeftOut: make(map[string]int),
+		Created: time.Now(), Actor: d.cfg.Actor, Options: o, Group: strings.Join(sel.Groups, ","), Upto: sel.Upto,
+		LeftOut: make(map[string]int),
 	}
 	p.ID = newID(p.Created)
 	if sel.Where != nil {
@@ -58,14 +67,32 @@ func (d *Desk) Plan(ctx context.Context, sel Selection, o Options) (*Plan, error
 	if err := pl.finish(ctx); err != nil {
 		return nil, err
 	}
-	if p.Selected == 0 {
-		return p, nil
+	// Oldest first. The order of IDs is anybody's.
+	slices.SortFunc(pl.items, func(a, b item) int { return cmp.Compare(a.sequence, b.sequence) })
+	p.items = pl.items
+	return p, nil
+}
+
+// StorePlan stores a plan of [Desk.DryRun], so that [Desk.Run] can run it by its ID, in
+// another process too, within a day. A plan that selects nothing, that has problems, or
+// that comes from elsewhere is an [ErrInvalid]. To store a plan again does nothing.
+func (d *Desk) StorePlan(ctx context.Context, p *Plan) error {
+	switch {
+	case p.stored:
+		return nil
+	case len(p.Problems) > 0:
+		return fmt.Errorf("%w: plan %s cannot be run: %s", ErrInvalid, p.ID, strings.Join(p.Problems, "; "))
+	case len(p.items) == 0 || len(p.items) != p.Selected:
+		return fmt.Errorf("%w: plan %s selects nothing", ErrInvalid, p.ID)
 	}
-	slices.Reverse(pl.items) // oldest first
-	if err := d.save(ctx, p, pl.items); err != nil {
-		return nil, err
+	if err := d.changes(); err != nil {
+		return err
 	}
-	return p, d.tidy(ctx)
+	if err := d.save(ctx, p, p.items); err != nil {
+		return err
+	}
+	p.stored = true
+	return d.tidy(ctx)
 }
 
 // A planner makes a plan of entries.

@@ -136,6 +136,9 @@ var ErrCutShort = errors.New("the file was cut short: its last line is missing")
 // A line that cannot be read is a [LineError], and [ErrCutShort] says that the end
 // is missing: all that came before is stored in both cases.
 func (d *Desk) Import(ctx context.Context, r io.Reader) (n Imported, err error) {
+	if err := d.changes(); err != nil {
+		return n, err
+	}
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, longestLine)
 	number := 0

@@ -44,6 +44,9 @@ var (
 	// ErrInvalid reports a request that makes no sense.
 	ErrInvalid = errors.New("invalid")
 
+	// ErrReadOnly reports a change that Config.ReadOnly refuses.
+	ErrReadOnly = errors.New("read-only")
+
 	// ErrFull reports that the dead-letter stream takes no more.
 	ErrFull = errors.New("the dead-letter stream is full")
 )
@@ -122,6 +125,10 @@ type Config struct {
 	// its own that is linked to those of the failure and of the publish, and how
 	// many were sent. The default records nothing.
 	Telemetry *messaging.Telemetry
+
+	// ReadOnly refuses every change with [ErrReadOnly]: what would edit, archive,
+	// discard, restore, import or replay, and what would store, pause or cancel a plan.
+	ReadOnly bool
 
 	// Fingerprint tells failures apart, see [Fingerprint], which is the default.
 	Fingerprint func(*dlq.Entry) string
@@ -202,6 +209,14 @@ func (d *Desk) Stream() string { return d.cfg.Stream }
 
 // Actor is who is at work.
 func (d *Desk) Actor() string { return d.cfg.Actor }
+
+// changes returns ErrReadOnly if nothing may be changed.
+func (d *Desk) changes() error {
+	if d.cfg.ReadOnly {
+		return fmt.Errorf("%w: nothing may be changed", ErrReadOnly)
+	}
+	return nil
+}
 
 // Doctor looks for what may lose messages or dead letters, see [dlq.Store.Doctor].
 func (d *Desk) Doctor(ctx context.Context) ([]dlq.Finding, error) { return d.store.Doctor(ctx) }

@@ -70,7 +70,7 @@ func (c *cli) change(a action) *cobra.Command {
 			return err
 		}
 		return c.withDesk(ctx, func(ctx context.Context, desk *triage.Desk) error {
-			if err := fullGroup(ctx, desk, &sel); err != nil {
+			if err := fullGroups(ctx, desk, &sel); err != nil {
 				return err
 			}
 			all, err := collect(ctx, c, desk, sel, false)
@@ -81,7 +81,10 @@ func (c *cli) change(a action) *cobra.Command {
 				return c.listEntries(inMemory(all), false, "")
 			}
 			question := fmt.Sprintf("%s%s %s?", strings.ToUpper(a.name[:1]), a.name[1:], plural(len(all), "dead letter"))
-			return c.each(ctx, all, &h, question, a.done, func(ctx context.Context, e *dlq.Entry) error {
+			if err := c.confirmMany(ctx, desk, all, h.yes, question); err != nil {
+				return err
+			}
+			return c.each(ctx, all, a.done, func(ctx context.Context, e *dlq.Entry) error {
 				return a.do(desk, ctx, e, h.reason)
 			})
 		})
@@ -119,7 +122,26 @@ func (h *hand) check(c *cli) error {
 	if h.dryRun {
 		return nil
 	}
+	if err := c.mayChange(); err != nil {
+		return err
+	}
 	return c.mayAsk(h.yes)
+}
+
+// confirmMany shows the groups of what is to be changed, and samples, and asks.
+func (c *cli) confirmMany(ctx context.Context, desk *triage.Desk, all []*dlq.Entry, yes bool, question string) error {
+	const samples = 5
+	if yes || len(all) == 0 {
+		return nil
+	}
+	if err := c.printGroups(c.err, desk.GroupsOf(all)); err != nil {
+		return err
+	}
+	if err := c.printSamples(c.err, all[:min(len(all), samples)]); err != nil {
+		return err
+	}
+	fmt.Fprintln(c.err)
+	return c.confirm(ctx, yes, question)
 }
 
 type changedView struct {
@@ -136,17 +158,12 @@ type failedView struct {
 // errUnchanged is for what need not be done to an entry.
 var errUnchanged = errors.New("nothing to change")
 
-// each asks, and does it to every entry. One that fails does not keep it from the
+// each does it to every entry. One that fails does not keep it from the
 // others.
-func (c *cli) each(ctx context.Context, all []*dlq.Entry, h *hand, question, done string,
-	do func(context.Context, *dlq.Entry) error,
-) error {
+func (c *cli) each(ctx context.Context, all []*dlq.Entry, done string, do func(context.Context, *dlq.Entry) error) error {
 	if len(all) == 0 {
 		c.remark("There are none.")
 		return c.summary(changedView{Failed: []failedView{}}, done, 0)
-	}
-	if err := c.confirm(ctx, h.yes, question); err != nil {
-		return err
 	}
 	v := changedView{Failed: []failedView{}}
 	var only error

@@ -60,10 +60,11 @@ func terminal(stream any) (width int, ok bool) {
 // A cli is one run of the command.
 type cli struct {
 	process
-	conn    connection
-	output  string
-	quiet   bool
-	started bool // the command line was good: what goes wrong now is no usage error
+	conn     connection
+	output   string
+	quiet    bool
+	readOnly bool
+	started  bool // the command line was good: what goes wrong now is no usage error
 }
 
 func run(ctx context.Context, args []string, p process) int {
@@ -73,6 +74,7 @@ func run(ctx context.Context, args []string, p process) int {
 	root.SetIn(p.in)
 	root.SetOut(p.out)
 	root.SetErr(p.err)
+	refuseTwice(root)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitDone
@@ -107,7 +109,8 @@ func (c *cli) exitCode(err error) int {
 		return exitPartly
 	}
 	_, usage := errors.AsType[usageError](err)
-	if usage || !c.started || errors.Is(err, triage.ErrNotFound) || errors.Is(err, triage.ErrInvalid) {
+	unchanged := errors.Is(err, triage.ErrNotFound) || errors.Is(err, triage.ErrInvalid) || errors.Is(err, triage.ErrReadOnly)
+	if usage || !c.started || unchanged {
 		return exitUsage
 	}
 	return exitFailed
@@ -150,6 +153,9 @@ func (c *cli) root() *cobra.Command {
 			if !slices.Contains(outputs, c.output) {
 				return fmt.Errorf("--output %s: want one of %s", c.output, strings.Join(outputs, ", "))
 			}
+			if err := c.readOnlyBy(c.env(envReadOnly)); err != nil {
+				return err
+			}
 			return c.conn.validate()
 		},
 	}
@@ -160,6 +166,7 @@ func (c *cli) root() *cobra.Command {
 	c.conn.register(root, f)
 	f.StringVarP(&c.output, "output", "o", outputTable, "`FORMAT`: table, json or ndjson")
 	f.BoolVarP(&c.quiet, "quiet", "q", false, "no progress, and no remarks on what went well")
+	f.BoolVar(&c.readOnly, "read-only", false, "refuse every change; so does "+envReadOnly+"=1")
 	c.complete(root, "output", func(context.Context, string) []string { return outputs })
 	root.AddCommand(c.dlq(), c.version())
 	return root

@@ -172,6 +172,24 @@ func TestUsage(t *testing.T) {
 		{"dlq doctor --fail-on always", "--fail-on always"},
 		{"dlq tail --limit -1", "--limit"},
 		{"dlq archive --id - --yes", "no ID on the standard input"},
+		{"dlq ls --limit 1 --limit 2", "it is given twice"},
+		{"dlq replay --all --yes --to consumer --to everyone", "it is given twice"},
+		{"dlq replay --all --yes --rate 1/s --rate 9/s", "it is given twice"},
+		{"dlq replay --all --yes --reason a --reason b", "it is given twice"},
+		{"dlq replay --plan x --plan y --yes", "it is given twice"},
+		{"dlq replay --all --dry-run --dry-run=false", "it is given twice"},
+		{"dlq edit x --data a --data b --yes", "it is given twice"},
+		{"dlq export --file a -f b", "it is given twice"},
+		{"dlq ls -o json --output table", "it is given twice"},
+		{"--server a dlq ls --server b", "it is given twice"},
+		{"dlq ls --where x --where", "needs an argument"},
+		{"dlq ls --where consumer=='a' --where nope", `there is no "nope"`},
+		{"dlq ls --where consumer=='a')||(true --where true", "query"},
+		{"dlq discard --where= --all --yes", "--where is empty"},
+		{"dlq discard --group=a --where= --yes", "--where is empty"},
+		{"dlq discard --where=true --group= --yes", "--group is empty"},
+		{"dlq discard --where=true --id= --yes", "--id is empty"},
+		{"dlq discard --where=true --state= --yes", "--state is empty"},
 	} {
 		t.Run(tt.args, func(t *testing.T) {
 			t.Parallel()
@@ -375,7 +393,9 @@ func TestChange(t *testing.T) {
 		b.fails(exitUsage, []string{"--yes"}, "dlq", "discard", "--all")
 		b.fails(exitUsage, []string{"not found"}, "dlq", "discard", ids[0], "nope", "--yes")
 		b.width, b.in = 80, "n\n"
-		b.fails(exitFailed, []string{"Discard 3 dead letters? [y/N]", "nothing was changed"}, "dlq", "discard", "--all")
+		b.fails(exitFailed, []string{
+			"GROUP", "gateway timeout", "SAMPLE", ids[2], "Discard 3 dead letters? [y/N]", "nothing was changed",
+		}, "dlq", "discard", "--all")
 		b.width = 0
 	})
 	_, errs := b.ok("dlq", "archive", ids[0][:10], ids[0], ids[1], "--yes", "--reason", "later")

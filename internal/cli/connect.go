@@ -413,7 +413,7 @@ func (c *cli) open(ctx context.Context, l *link, tel *messaging.Telemetry) (*tri
 	bounded, cancel := context.WithTimeout(watched, c.conn.timeout)
 	defer cancel()
 	cfg := l.config
-	cfg.Telemetry = tel
+	cfg.Telemetry, cfg.ReadOnly = tel, c.readOnly
 	desk, err := triage.Open(bounded, l.nc, cfg)
 	switch {
 	case err == nil:

@@ -115,6 +115,9 @@ func (c *cli) capture() *cobra.Command {
 	yes := cmd.Flags().BoolP("yes", "y", false, "do not ask")
 	cmd.RunE = c.runs(func(ctx context.Context, args []string) error {
 		stream, consumer := args[0], args[1]
+		if err := c.mayChange(); err != nil {
+			return err
+		}
 		if err := c.mayAsk(*yes); err != nil {
 			return err
 		}

@@ -64,6 +64,11 @@ func (c *cli) edit() *cobra.Command {
 		case one && c.output != outputTable && h.dryRun:
 			return usagef("a diff is text: leave out --output")
 		}
+		if !h.dryRun {
+			if err := c.mayChange(); err != nil {
+				return err
+			}
+		}
 		if err := ed.check(c, &h); err != nil {
 			return err
 		}
@@ -75,7 +80,7 @@ func (c *cli) edit() *cobra.Command {
 			return err
 		}
 		return c.withDesk(ctx, func(ctx context.Context, desk *triage.Desk) error {
-			if err := fullGroup(ctx, desk, &sel); err != nil {
+			if err := fullGroups(ctx, desk, &sel); err != nil {
 				return err
 			}
 			return c.editMany(ctx, desk, sel, &ed, &h)
@@ -360,7 +365,8 @@ func (c *cli) editMany(ctx context.Context, desk *triage.Desk, sel triage.Select
 		return err
 	}
 	const shown = 5
-	changes, unchanged, refused := 0, 0, 0
+	var changing []*dlq.Entry
+	unchanged, refused := 0, 0
 	for _, e := range all {
 		after, err := ed.apply(e.Record)
 		switch {
@@ -370,22 +376,24 @@ func (c *cli) editMany(ctx context.Context, desk *triage.Desk, sel triage.Select
 		case same(e.Data, after):
 			unchanged++
 		default:
-			changes++
-			if ed.showDiffs && changes <= shown {
+			changing = append(changing, e)
+			if ed.showDiffs && len(changing) <= shown {
 				fmt.Fprint(c.err, c.diff(c.err, e.ID, display(nil, e.Data), display(nil, after)))
 			}
 		}
 	}
 	if h.dryRun {
-		v := patchView{Changed: changes, Unchanged: unchanged, Refused: refused}
+		v := patchView{Changed: len(changing), Unchanged: unchanged, Refused: refused}
 		if c.output != outputTable {
 			return c.writeJSON(v)
 		}
-		fmt.Fprintf(c.out, "%s would change, %s stay as they are, %s cannot be patched\n", count(changes), count(unchanged), count(refused))
+		fmt.Fprintf(c.out, "%s would change, %s stay as they are, %s cannot be patched\n", count(len(changing)), count(unchanged), count(refused))
 		return nil
 	}
-	question := fmt.Sprintf("Edit %s?", plural(changes, "dead letter"))
-	return c.each(ctx, all, h, question, "edited", func(ctx context.Context, e *dlq.Entry) error {
+	if err := c.confirmMany(ctx, desk, changing, h.yes, fmt.Sprintf("Edit %s?", plural(len(changing), "dead letter"))); err != nil {
+		return err
+	}
+	return c.each(ctx, all, "edited", func(ctx context.Context, e *dlq.Entry) error {
 		after, err := ed.apply(e.Record)
 		if err != nil {
 			return fmt.Errorf("dead letter %s: %w", e.ID, err)

@@ -40,7 +40,7 @@ func (c *cli) ls() *cobra.Command {
 			return err
 		}
 		return c.withDesk(ctx, func(ctx context.Context, desk *triage.Desk) error {
-			if err := fullGroup(ctx, desk, &sel); err != nil {
+			if err := fullGroups(ctx, desk, &sel); err != nil {
 				return err
 			}
 			return c.listEntries(desk.Entries(ctx, sel, *payload), *payload, s.whichState())
@@ -165,7 +165,7 @@ func (c *cli) groups() *cobra.Command {
 			return err
 		}
 		return c.withDesk(ctx, func(ctx context.Context, desk *triage.Desk) error {
-			if err := fullGroup(ctx, desk, &sel); err != nil {
+			if err := fullGroups(ctx, desk, &sel); err != nil {
 				return err
 			}
 			groups, err := desk.Groups(ctx, sel)

@@ -180,6 +180,9 @@ func (c *cli) opsResume() *cobra.Command {
 	}
 	noWait := cmd.Flags().Bool("no-wait", false, "end when everything is sent, without the outcomes")
 	cmd.RunE = c.runs(func(ctx context.Context, args []string) error {
+		if err := c.mayChange(); err != nil {
+			return err
+		}
 		return c.withDesk(ctx, func(ctx context.Context, desk *triage.Desk) error {
 			o, err := desk.Operation(ctx, args[0])
 			if err != nil {
@@ -199,6 +202,9 @@ func (c *cli) opsControl(name, short, long, done string, do func(*triage.Desk, c
 		Use: name + " ID", Short: short, Long: long, Example: "  monotel dlq ops " + name + " 20260102-150405-abcde",
 		Args: oneArg("ID of a replay or plan", fromOperations), ValidArgsFunction: c.completeArgs(c.operationIDs, 1),
 		RunE: c.runs(func(ctx context.Context, args []string) error {
+			if err := c.mayChange(); err != nil {
+				return err
+			}
 			return c.withDesk(ctx, func(ctx context.Context, desk *triage.Desk) error {
 				if err := do(desk, ctx, args[0]); err != nil {
 					return err

@@ -114,15 +114,15 @@ func TestOutput(t *testing.T) {
 			}
 			return nil
 		},
-		"plan":       func(c *cli) error { return c.printDryRun(planOf(), false) },
-		"plan_diffs": func(c *cli) error { return c.printDryRun(planOf(), true) },
+		"plan":       func(c *cli) error { return c.printDryRun(planOf(), "monotel dlq replay --plan "+planOf().ID, false) },
+		"plan_diffs": func(c *cli) error { return c.printDryRun(planOf(), "monotel dlq replay --plan "+planOf().ID, true) },
 		"plan_empty": func(c *cli) error {
-			return c.printDryRun(&triage.Plan{ID: "x", LeftOut: map[string]int{"discarded": 1}}, false)
+			return c.printDryRun(&triage.Plan{ID: "x", LeftOut: map[string]int{"discarded": 1}}, "", false)
 		},
 		"plan_problem": func(c *cli) error {
 			p := planOf()
 			p.Problems = []string{`consumer "billing" of stream "ORDERS" is gone`}
-			return c.printDryRun(p, false)
+			return c.printDryRun(p, "", false)
 		},
 		"operation": func(c *cli) error { return c.printOperation(operationOf()) },
 		"outcome":   func(c *cli) error { return c.printOutcome(operationOf()) },
@@ -207,7 +207,7 @@ func TestOutput_hasNoPayload(t *testing.T) {
 			c := &cli{process: b.process(&out, &out), output: output}
 			c.conn.changed = func(string) bool { return false }
 			for _, err := range []error{
-				c.listEntries(inMemory([]*dlq.Entry{e}), false, ""), c.printThis(e, nil, nil, "", false), c.printDryRun(p, false),
+				c.listEntries(inMemory([]*dlq.Entry{e}), false, ""), c.printThis(e, nil, nil, "", false), c.printDryRun(p, "", false),
 				c.printOperation(&triage.Operation{Plan: *p}), c.printOutcome(&triage.Operation{Plan: *p}),
 				c.printEvent(triage.Event{ID: r.ID, Record: r}), c.printEvent(triage.Event{ID: r.ID, Change: e.History[0]}),
 			} {

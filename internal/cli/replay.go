@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
 	"github.com/monotel/monotel/internal/safe"
 )
@@ -98,6 +99,11 @@ func (c *cli) replay() *cobra.Command {
 	cmd.MarkFlagsMutuallyExclusive("dry-run", "yes")
 	cmd.MarkFlagsMutuallyExclusive("dry-run", "no-wait")
 	cmd.RunE = c.runs(func(ctx context.Context, args []string) error {
+		if !*dryRun {
+			if err := c.mayChange(); err != nil {
+				return err
+			}
+		}
 		if *plan != "" {
 			if len(args) > 0 {
 				return usagef("--plan has its dead letters already: leave out the IDs")
@@ -110,7 +116,7 @@ func (c *cli) replay() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return c.execute(ctx, desk, &o.Plan, *yes, *noWait)
+				return c.execute(ctx, desk, &o.Plan, true, *yes, *noWait)
 			})
 		}
 		if err := s.check(args); err != nil {
@@ -130,17 +136,17 @@ func (c *cli) replay() *cobra.Command {
 			return err
 		}
 		return c.withDesk(ctx, func(ctx context.Context, desk *triage.Desk) error {
-			if err := fullGroup(ctx, desk, &sel); err != nil {
+			if err := fullGroups(ctx, desk, &sel); err != nil {
 				return err
 			}
-			p, err := desk.Plan(ctx, sel, o)
+			p, err := desk.DryRun(ctx, sel, o)
 			if err != nil {
 				return err
 			}
 			if *dryRun {
-				return c.printDryRun(p, *showDiffs)
+				return c.dryRun(ctx, desk, p, *showDiffs)
 			}
-			return c.execute(ctx, desk, p, *yes, *noWait)
+			return c.execute(ctx, desk, p, false, *yes, *noWait)
 		})
 	})
 	return cmd
@@ -250,7 +256,8 @@ func (c *cli) readFile(name string) ([]byte, error) {
 }
 
 // execute asks, and runs a plan or goes on with an operation.
-func (c *cli) execute(ctx context.Context, desk *triage.Desk, p *triage.Plan, yes, noWait bool) error {
+// A plan that is not stored yet is stored when the answer is yes.
+func (c *cli) execute(ctx context.Context, desk *triage.Desk, p *triage.Plan, stored, yes, noWait bool) error {
 	if p.Selected == 0 {
 		if c.output != outputTable {
 			return c.writeJSON(viewPlan(p, false))
@@ -268,6 +275,11 @@ func (c *cli) execute(ctx context.Context, desk *triage.Desk, p *triage.Plan, ye
 	}
 	if err := c.confirm(ctx, yes, "Replay "+plural(p.Selected, "dead letter")+" "+destination(p)+"?"); err != nil {
 		return err
+	}
+	if !stored {
+		if err := desk.StorePlan(ctx, p); err != nil {
+			return err
+		}
 	}
 	return c.runOperation(ctx, desk, p.ID, noWait)
 }
@@ -390,23 +402,45 @@ func (c *cli) numbers(o *triage.Operation) [][]cell {
 	return rows
 }
 
-func (c *cli) printDryRun(p *triage.Plan, diffs bool) error {
+// dryRun prints a plan, and stores it if it can be run, so that the plan can be executed
+// exactly. Where nothing may be changed it is only printed.
+func (c *cli) dryRun(ctx context.Context, desk *triage.Desk, p *triage.Plan, diffs bool) error {
+	runs := p.Selected > 0 && len(p.Problems) == 0
+	command := ""
+	if runs && !c.readOnly {
+		err := desk.StorePlan(ctx, p)
+		if err != nil && !errors.Is(context.Cause(ctx), errRefused) {
+			return err
+		}
+		if err == nil {
+			command = c.commandLine("dlq", "replay", "--plan", p.ID)
+		}
+	}
+	if err := c.printDryRun(p, command, diffs); err != nil {
+		return err
+	}
+	if p.Selected > 0 && len(p.Problems) > 0 {
+		return errors.New("it cannot be run like this: " + strings.Join(p.Problems, "; "))
+	}
+	return nil
+}
+
+// printDryRun prints a plan and the command that executes it, "" if it is not stored.
+func (c *cli) printDryRun(p *triage.Plan, command string, diffs bool) error {
 	if c.output != outputTable {
 		v := viewPlan(p, diffs)
-		if p.Selected > 0 && len(p.Problems) == 0 {
-			v.Command = c.commandLine("dlq", "replay", "--plan", p.ID)
-		}
+		v.Command = command
 		return c.writeJSON(v)
 	}
 	if err := c.printPlan(c.out, p, diffs); err != nil {
 		return err
 	}
 	switch {
-	case p.Selected == 0:
-	case len(p.Problems) > 0:
-		fmt.Fprintln(c.out, "\nIt cannot be run like this.")
+	case p.Selected == 0 || len(p.Problems) > 0:
+	case command == "":
+		fmt.Fprintln(c.out, "\nNothing was sent. The plan is not stored: that needs the permission to write, and no --read-only.")
 	default:
-		fmt.Fprintf(c.out, "\nNothing was sent. To execute this, exactly:\n\n  %s\n", safe.Line(c.commandLine("dlq", "replay", "--plan", p.ID)))
+		fmt.Fprintf(c.out, "\nNothing was sent. To execute this, exactly:\n\n  %s\n", safe.Line(command))
 	}
 	return nil
 }
@@ -442,25 +476,11 @@ func (c *cli) printPlan(w io.Writer, p *triage.Plan, diffs bool) error {
 	if err := c.printConsumers(w, p.Consumers); err != nil {
 		return err
 	}
-	if len(p.Groups) > 0 {
-		fmt.Fprintln(w)
-		t := c.table(w, "GROUP", "COUNT", "LAST", "CONSUMER", "ERROR")
-		for _, g := range p.Groups {
-			_ = t.row(plain(g.ID), number(g.Count), plain(c.age(g.Last)), plain(g.Stream+"/"+g.Consumer), plain(g.Title))
-		}
-		if err := t.flush(); err != nil {
-			return err
-		}
+	if err := c.printGroups(w, p.Groups); err != nil {
+		return err
 	}
-	if len(p.Samples) > 0 {
-		fmt.Fprintln(w)
-		t := c.table(w, "SAMPLE", "FAILED", "ERROR")
-		for _, e := range p.Samples {
-			_ = t.row(plain(e.ID), plain(c.age(latest(e).Failed)), plain(firstLine(latest(e))))
-		}
-		if err := t.flush(); err != nil {
-			return err
-		}
+	if err := c.printSamples(w, p.Samples); err != nil {
+		return err
 	}
 	if diffs {
 		for _, d := range p.Diffs {
@@ -478,6 +498,30 @@ func (c *cli) printPlan(w io.Writer, p *triage.Plan, diffs bool) error {
 		fmt.Fprintln(w)
 	}
 	return nil
+}
+
+func (c *cli) printGroups(w io.Writer, groups []triage.Group) error {
+	if len(groups) == 0 {
+		return nil
+	}
+	fmt.Fprintln(w)
+	t := c.table(w, "GROUP", "COUNT", "LAST", "CONSUMER", "ERROR")
+	for _, g := range groups {
+		_ = t.row(plain(g.ID), number(g.Count), plain(c.age(g.Last)), plain(g.Stream+"/"+g.Consumer), plain(g.Title))
+	}
+	return t.flush()
+}
+
+func (c *cli) printSamples(w io.Writer, samples []*dlq.Entry) error {
+	if len(samples) == 0 {
+		return nil
+	}
+	fmt.Fprintln(w)
+	t := c.table(w, "SAMPLE", "FAILED", "ERROR")
+	for _, e := range samples {
+		_ = t.row(plain(e.ID), plain(c.age(latest(e).Failed)), plain(firstLine(latest(e))))
+	}
+	return t.flush()
 }
 
 func (c *cli) printConsumers(w io.Writer, consumers []triage.PlanConsumer) error {

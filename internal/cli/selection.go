@@ -18,10 +18,9 @@ import (
 
 // A selection is what the flags say about which dead letters are meant.
 type selection struct {
-	where, group string
-	ids, states  []string
-	limit        int
-	all          bool
+	where, groups, ids, states []string
+	limit                      int
+	all                        bool
 
 	explicit bool        // one of --where, --group, --id and --all must be given
 	usual    []dlq.State // those that are meant without --state and IDs; the default is open
@@ -33,8 +32,10 @@ The default is the %s ones. --where is a condition in CEL, such as
   consumer == "billing" && error.contains("timeout") && age < duration("2h")
   payload.amount > 100 && reason != "undecodable"
 
---id - reads IDs from the standard input, one on each line. A beginning of an
-ID will do if it is that of one dead letter only.`
+Repeated: all conditions of --where must be true, and one of the groups, IDs and
+states is enough. --id - reads IDs from the standard input, one on each line. The
+first characters of an ID are enough if no other dead letter has them. --limit N
+takes the newest N of all these.`
 
 const allStates = "all"
 
@@ -43,8 +44,8 @@ const allStates = "all"
 func (s *selection) register(cmd *cobra.Command, c *cli, explicit bool) {
 	s.explicit = explicit
 	f := cmd.Flags()
-	f.StringVarP(&s.where, "where", "w", "", "condition in `CEL`")
-	f.StringVarP(&s.group, "group", "g", "", "with this `ID` of their group, see 'monotel dlq groups'")
+	f.StringArrayVarP(&s.where, "where", "w", nil, "condition in `CEL`; repeated, all must be true")
+	f.StringArrayVarP(&s.groups, "group", "g", nil, "with this `ID` of their group, see 'monotel dlq groups'; repeated, one is enough")
 	f.StringArrayVar(&s.ids, "id", nil, "with this `ID`; can be repeated; - reads them from standard input")
 	f.StringArrayVar(&s.states, "state", nil, "in this `STATE`, or in all; can be repeated")
 	f.IntVar(&s.limit, "limit", 0, "no more than `N`, the newest (default: all)")
@@ -79,11 +80,21 @@ func (s *selection) register(cmd *cobra.Command, c *cli, explicit bool) {
 
 // given reports whether the user said which.
 func (s *selection) given(args []string) bool {
-	return s.where != "" || s.group != "" || len(s.ids) > 0 || len(args) > 0
+	return len(s.where)+len(s.groups)+len(s.ids)+len(args) > 0
 }
 
 // check finds what can be found without reading anything. args are further IDs.
 func (s *selection) check(args []string) error {
+	// An empty value is a variable of a script that is not set. Without it, more would
+	// be selected.
+	for _, f := range []struct {
+		name   string
+		values []string
+	}{{"--where", s.where}, {"--group", s.groups}, {"--id", s.ids}, {"--state", s.states}, {"ID", args}} {
+		if slices.ContainsFunc(f.values, func(v string) bool { return strings.TrimSpace(v) == "" }) {
+			return usagef("%s is empty: leave it out, or give it a value", f.name)
+		}
+	}
 	given := s.given(args)
 	switch {
 	case s.all && given:
@@ -104,12 +115,10 @@ func (s *selection) parse(c *cli, args []string) (sel triage.Selection, err erro
 	if sel.IDs, err = s.readIDs(c, args); err != nil {
 		return sel, err
 	}
-	if s.where != "" {
-		if sel.Where, err = triage.Compile(s.where); err != nil {
-			return sel, usagef("--where: %w", err)
-		}
+	if sel.Where, err = compileAll(s.where); err != nil {
+		return sel, usagef("--where: %w", err)
 	}
-	sel.Group, sel.Limit = s.group, s.limit
+	sel.Groups, sel.Limit = slices.Clone(s.groups), s.limit
 	for _, name := range s.states {
 		if name == allStates {
 			sel.States = dlq.States()
@@ -127,6 +136,23 @@ func (s *selection) parse(c *cli, args []string) (sel triage.Selection, err erro
 	return sel, nil
 }
 
+// compileAll makes one query of conditions that must all be true, nil of none.
+func compileAll(texts []string) (*triage.Query, error) {
+	if len(texts) == 0 {
+		return nil, nil //nolint:nilnil // there need not be one
+	}
+	q, err := triage.Compile(texts[0])
+	if err != nil || len(texts) == 1 {
+		return q, err
+	}
+	for _, text := range texts[1:] { // each by itself: an error shows where it is
+		if _, err := triage.Compile(text); err != nil {
+			return nil, err
+		}
+	}
+	return triage.Compile("(" + strings.Join(texts, "\n) && (") + "\n)") // a text may end with a comment
+}
+
 // whichState says of which state none was found, unless the user has named one.
 func (s *selection) whichState() string {
 	if len(s.states) > 0 || len(s.ids) > 0 {
@@ -137,8 +163,10 @@ func (s *selection) whichState() string {
 
 func (s *selection) readIDs(c *cli, args []string) ([]string, error) {
 	var ids []string
+	seen := make(map[string]bool)
 	add := func(id string) {
-		if id = strings.TrimSpace(id); id != "" && !slices.Contains(ids, id) {
+		if id = strings.TrimSpace(id); id != "" && !seen[id] {
+			seen[id] = true
 			ids = append(ids, id)
 		}
 	}
@@ -150,12 +178,8 @@ func (s *selection) readIDs(c *cli, args []string) ([]string, error) {
 		}
 		stdin = true
 		lines := bufio.NewScanner(c.in)
-		seen := make(map[string]bool)
 		for lines.Scan() {
-			if id := strings.TrimSpace(lines.Text()); id != "" && !seen[id] {
-				seen[id] = true
-				ids = append(ids, id)
-			}
+			add(lines.Text())
 		}
 		if err := lines.Err(); err != nil {
 			return nil, usagef("read IDs from the standard input: %w", err)
@@ -171,14 +195,10 @@ func (s *selection) readIDs(c *cli, args []string) ([]string, error) {
 // cannot be read whole is among them.
 func collect(ctx context.Context, c *cli, desk *triage.Desk, sel triage.Selection, payload bool) ([]*dlq.Entry, error) {
 	var all []*dlq.Entry
-	seen := make(map[string]bool)
 	for e, err := range desk.Entries(ctx, sel, payload) {
 		switch {
 		case e != nil:
-			if !seen[e.ID] {
-				seen[e.ID] = true
-				all = append(all, e)
-			}
+			all = append(all, e)
 		case errors.Is(err, dlq.ErrNotARecord):
 			c.warn("%v", err)
 		default:
@@ -188,29 +208,37 @@ func collect(ctx context.Context, c *cli, desk *triage.Desk, sel triage.Selectio
 	return all, nil
 }
 
-// fullGroup is the group that has this beginning.
-func fullGroup(ctx context.Context, desk *triage.Desk, sel *triage.Selection) error {
-	if sel.Group == "" {
+// fullGroups replaces the beginnings of IDs of groups by the IDs.
+func fullGroups(ctx context.Context, desk *triage.Desk, sel *triage.Selection) error {
+	if len(sel.Groups) == 0 {
 		return nil
 	}
 	groups, err := desk.Groups(ctx, triage.Selection{States: dlq.States()})
 	if err != nil {
 		return err
 	}
+	for i, id := range sel.Groups {
+		if sel.Groups[i], err = fullGroup(groups, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func fullGroup(groups []triage.Group, id string) (string, error) {
 	var found []string
 	for _, g := range groups {
-		if g.ID == sel.Group {
-			return nil
+		if g.ID == id {
+			return id, nil
 		}
-		if strings.HasPrefix(g.ID, sel.Group) {
+		if strings.HasPrefix(g.ID, id) {
 			found = append(found, g.ID)
 		}
 	}
 	if len(found) != 1 {
-		return &triage.NotFoundError{What: "group", ID: sel.Group, Near: found[:min(len(found), 5)]}
+		return "", &triage.NotFoundError{What: "group", ID: id, Near: found[:min(len(found), 5)]}
 	}
-	sel.Group = found[0]
-	return nil
+	return found[0], nil
 }
 
 // confirm asks, on a terminal, unless yes has answered. Elsewhere mayAsk has found

@@ -73,11 +73,11 @@ func (c *cli) show() *cobra.Command {
 
 // isGroup says so if what is no dead letter is the ID of a group.
 func (c *cli) isGroup(ctx context.Context, desk *triage.Desk, id string, problem error) error {
-	sel := triage.Selection{Group: id}
-	if !errors.Is(problem, triage.ErrNotFound) || fullGroup(ctx, desk, &sel) != nil {
+	sel := triage.Selection{Groups: []string{id}}
+	if !errors.Is(problem, triage.ErrNotFound) || fullGroups(ctx, desk, &sel) != nil {
 		return problem
 	}
-	return fmt.Errorf("%w; it is a group, whose dead letters '%s' lists", problem, c.commandLine("dlq", "ls", "--group", sel.Group))
+	return fmt.Errorf("%w; it is a group, whose dead letters '%s' lists", problem, c.commandLine("dlq", "ls", "--group", sel.Groups[0]))
 }
 
 // A sheet is text with headings, in pieces that are safe already.

@@ -34,7 +34,7 @@ func (c *cli) export() *cobra.Command {
 			return err
 		}
 		return c.withDesk(ctx, func(ctx context.Context, desk *triage.Desk) error {
-			if err := fullGroup(ctx, desk, &sel); err != nil {
+			if err := fullGroups(ctx, desk, &sel); err != nil {
 				return err
 			}
 			n, err := c.exportTo(ctx, desk, sel, *file)
@@ -80,6 +80,9 @@ func (c *cli) imports() *cobra.Command {
 		Example: "  monotel dlq import open.ndjson\n  gunzip < group.ndjson.gz | monotel dlq import -",
 		Args:    oneArg("file", "- is the standard input"),
 		RunE: c.runs(func(ctx context.Context, args []string) error {
+			if err := c.mayChange(); err != nil {
+				return err
+			}
 			from := c.in
 			if args[0] != "-" {
 				f, err := os.Open(args[0])

@@ -162,7 +162,7 @@ func (m *model) askChangeGroup(c *change) tea.Cmd {
 	if !ok {
 		return nil
 	}
-	sel := triage.Selection{Where: m.where, Group: g.ID}
+	sel := triage.Selection{Where: m.where, Groups: []string{g.ID}}
 	for _, s := range tabStates(m.tab) {
 		if slices.Contains(c.from, s) {
 			sel.States = append(sel.States, s)

@@ -118,7 +118,11 @@ func (d *fakeDesk) Current(_ context.Context, e *dlq.Entry) (*dlq.Record, error)
 	return &r, nil
 }
 
-func (d *fakeDesk) Plan(_ context.Context, sel triage.Selection, o triage.Options) (*triage.Plan, error) {
+func (d *fakeDesk) StorePlan(_ context.Context, p *triage.Plan) error {
+	return d.called("store %s", p.ID)
+}
+
+func (d *fakeDesk) DryRun(_ context.Context, sel triage.Selection, o triage.Options) (*triage.Plan, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.sels = append(d.sels, sel)

@@ -113,7 +113,7 @@ func (m *model) count() tea.Cmd {
 
 // selection is what the page lists.
 func (m *model) selection() triage.Selection {
-	return triage.Selection{Where: m.where, Group: m.entries.group.ID, States: tabStates(m.tab)}
+	return triage.Selection{Where: m.where, Groups: m.entries.groupIDs(), States: tabStates(m.tab)}
 }
 
 // read reads an entry with its history, and the message as it is now.

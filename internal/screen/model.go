@@ -110,6 +110,14 @@ type entriesPage struct {
 	oldest     uint64          // sequence of the oldest that was loaded
 }
 
+// groupIDs is the group as a selection names it.
+func (p *entriesPage) groupIDs() []string {
+	if p.group.ID == "" {
+		return nil
+	}
+	return []string{p.group.ID}
+}
+
 // A detailPage shows one entry.
 type detailPage struct {
 	entry   *dlq.Entry

@@ -81,7 +81,7 @@ func (m *model) askReplay() {
 		if m.tab == tabAll {
 			states = tabStates(tabOpen)
 		}
-		sel = triage.Selection{Where: m.where, Group: g.ID, States: states}
+		sel = triage.Selection{Where: m.where, Groups: []string{g.ID}, States: states}
 		what = "the group"
 		lines = func(int) []string {
 			which := "Those of this group that are " + statesText(states) + ":"
@@ -111,7 +111,7 @@ func (m *model) plan(sel triage.Selection, what, reason string) tea.Cmd {
 	m.dialog = &dialog{title: "Replay " + what + "?", lines: func(int) []string { return []string{"The plan is being made."} }}
 	desk := m.desk
 	return m.dialog.wait.start(m, "planning", func(ctx context.Context, n int) tea.Msg {
-		p, err := desk.Plan(ctx, sel, triage.Options{Reason: reason})
+		p, err := desk.DryRun(ctx, sel, triage.Options{Reason: reason})
 		return planMsg{load: n, what: what, plan: p, err: err}
 	})
 }
@@ -131,7 +131,7 @@ func (m *model) planned(msg planMsg) {
 	d.lines = func(width int) []string { return m.planLines(p, width) }
 	if p.Selected > 0 && len(p.Problems) == 0 {
 		d.yes = "replay " + count(p.Selected)
-		d.accept = func(string) tea.Cmd { return m.runReplay(p.ID, p.Selected) }
+		d.accept = func(string) tea.Cmd { return m.runReplay(p.ID, p.Selected, p) }
 	}
 	m.dialog = d
 }
@@ -177,8 +177,8 @@ func (m *model) planLines(p *triage.Plan, width int) []string {
 	return lines
 }
 
-// runReplay runs a plan, or goes on with an operation.
-func (m *model) runReplay(id string, total int) tea.Cmd {
+// runReplay runs a plan, or goes on with an operation if the plan is nil.
+func (m *model) runReplay(id string, total int, plan *triage.Plan) tea.Cmd {
 	ctx, cancel := context.WithCancel(m.ctx)
 	r := &replay{id: id, total: total, running: true, cancel: cancel, updates: make(latest[*triage.Operation], 1)}
 	r.done = make(chan struct{})
@@ -191,6 +191,11 @@ func (m *model) runReplay(id string, total int) tea.Cmd {
 	work := m.work.cmd(func() tea.Msg {
 		defer close(r.done)
 		defer cancel()
+		if plan != nil {
+			if err := desk.StorePlan(ctx, plan); err != nil {
+				return replayDoneMsg{replay: r, err: err}
+			}
+		}
 		op, err := desk.Run(ctx, id, r.updates.put)
 		if op == nil { // such as when another process runs it
 			op, _ = desk.Operation(ctx, id)
@@ -278,7 +283,7 @@ func (m *model) replayKeys() []dialogKey {
 				return nil
 			}
 			m.status = ""
-			return m.runReplay(r.id, r.total)
+			return m.runReplay(r.id, r.total, nil)
 		}), cancel}
 	}
 	return nil

@@ -35,7 +35,8 @@ type Desk interface { //nolint:interfacebloat // one method for each thing that 
 	Get(ctx context.Context, id string) (*dlq.Entry, error)
 	Current(ctx context.Context, e *dlq.Entry) (*dlq.Record, error)
 
-	Plan(ctx context.Context, sel triage.Selection, o triage.Options) (*triage.Plan, error)
+	DryRun(ctx context.Context, sel triage.Selection, o triage.Options) (*triage.Plan, error)
+	StorePlan(ctx context.Context, p *triage.Plan) error
 	Run(ctx context.Context, id string, progress func(*triage.Operation)) (*triage.Operation, error)
 	Operation(ctx context.Context, id string) (*triage.Operation, error)
 	Pause(ctx context.Context, id string) error

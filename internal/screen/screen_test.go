@@ -104,7 +104,7 @@ func TestReplay_group(t *testing.T) {
 	b.sees("12 dead letters will be sent", "12 to ORDERS/billing", "warning: nobody fetches", "left out: 2, replayed 5 times", "reason: back")
 	b.did()
 	sel := b.lastSelection()
-	if sel.Group != "g1" || !slices.Equal(sel.States, []dlq.State{dlq.StateOpen}) {
+	if !slices.Equal(sel.Groups, []string{"g1"}) || !slices.Equal(sel.States, []dlq.State{dlq.StateOpen}) {
 		t.Errorf("planned %+v, want the open ones of g1", sel)
 	}
 
@@ -120,7 +120,7 @@ func TestReplay_group(t *testing.T) {
 	close(next)
 	b.settle()
 	b.sees("Replay done: 12 of 12 sent, 11 resolved, 1 failed again, 0 in flight.")
-	b.did("run 01JPLAN")
+	b.did("store 01JPLAN", "run 01JPLAN")
 }
 
 // Where every state is listed, what is resolved is not sent again.
@@ -184,11 +184,11 @@ func TestReplay_pauseResumeCancel(t *testing.T) {
 	b.settle()
 	b.press("r", "enter")
 	b.tap("enter")
-	b.calls(1)
+	b.calls(2)
 	b.press("p")
 	b.sees("paused: 7 of 12 tried", "monotel dlq ops resume 01JPLAN")
 	b.tap("r")
-	b.calls(3)
+	b.calls(4)
 	b.tap("c")
 	b.sees("Cancel the replay for good?")
 	b.tap("esc")
@@ -198,7 +198,7 @@ func TestReplay_pauseResumeCancel(t *testing.T) {
 	b.tap("c")
 	b.press("enter")
 	b.sees("cancelled: 7 of 12 tried")
-	b.did("run 01JPLAN", "pause 01JPLAN", "run 01JPLAN", "cancel 01JPLAN")
+	b.did("store 01JPLAN", "run 01JPLAN", "pause 01JPLAN", "run 01JPLAN", "cancel 01JPLAN")
 }
 
 // Cancelling what nobody runs is an end, too.
