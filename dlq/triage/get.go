@@ -74,27 +74,42 @@ func (d *Desk) getAt(ctx context.Context, subject string) (*dlq.Entry, error) {
 	id := (&message{subject: subject}).id()
 	var e *dlq.Entry
 	var errs []error
+	var last uint64
 	err := d.messagesOf(ctx, subject, func(m *message) {
-		if dlq.IsChange(m.header) {
-			if c, err := dlq.DecodeChange(m.header, m.data); err == nil && e != nil {
-				c.Sequence = m.sequence
+		first := last == 0
+		last = m.sequence
+		if e != nil && e.State == dlq.StateDiscarded { // which is final
+			return
+		}
+		trace := dlq.IsTrace(m.header)
+		c, changeErr := dlq.DecodeChange(m.header, m.data)
+		switch {
+		case changeErr == nil:
+			c.Sequence = m.sequence
+			if trace {
+				break
+			}
+			if e != nil {
 				e.Apply(c)
 				e.History = append(e.History, c)
-				return
-			} else if m.header.Get(dlq.HeaderVersion) == "" {
-				return
 			}
+			return
+		case e != nil:
+			return
 		}
 		r, err := dlq.Decode(m.header, m.data)
-		if r == nil || e != nil {
+		if r == nil {
 			return
+		}
+		if trace && !first {
+			d.unfinished(subject)
+			errs = nil
 		}
 		if err != nil {
 			errs = append(errs, err)
 		}
 		e = dlq.NewEntry(r, m.sequence, nil)
-		if c, err := dlq.DecodeChange(m.header, nil); err == nil { // discarded
-			c.Sequence = m.sequence
+		if trace {
 			e.Apply(c)
 			e.History = append(e.History, c)
 		}
@@ -105,6 +120,7 @@ func (d *Desk) getAt(ctx context.Context, subject string) (*dlq.Entry, error) {
 	if e == nil {
 		return nil, &NotFoundError{What: "dead letter", ID: id}
 	}
+	e.Last = last // whatever it is: nobody must be able to keep an entry from being changed
 	if err := d.store.Fetch(ctx, e.Record); err != nil {
 		errs = append(errs, err)
 	}

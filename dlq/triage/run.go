@@ -98,6 +98,7 @@ func (d *Desk) Run(ctx context.Context, id string, progress func(*Operation)) (*
 		err := joined(fmt.Errorf("operation %s is cancelled: %w", id, ErrState), d.giveBack(ctx, s))
 		return s.operation(s.Counted), err
 	}
+	_ = d.FinishDiscards(ctx) // or the next change does
 	r := &runner{
 		d: d, js: js, id: id, s: s, progress: progress, slots: make(chan struct{}, inWork),
 		counted: s.Counted.clone(), renewed: time.Now().Round(0),
