@@ -446,7 +446,7 @@ func tombstone(r *Record) *Record {
 // deleteObjects removes the bodies and headers of an entry that are too large for
 // its messages. What it cannot remove costs room, and nothing else.
 func (s *Store) deleteObjects(ctx context.Context, e *Entry) {
-	if e.BodyObject == "" && e.HeadersObject == "" && e.Revision == 0 || !e.hasOwnID() {
+	if e.BodyObject == "" && e.HeadersObject == "" && e.Revision == 0 || !e.HasOwnID() {
 		return
 	}
 	bucket, err := s.largeBucket(ctx, false)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -63,10 +64,19 @@ func (d *Desk) get(ctx context.Context, id string) (*dlq.Entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look up dead letter %s: %w", id, err)
 	}
-	for subject := range info.State.Subjects {
-		return d.getAt(ctx, subject)
+	// Who may publish dead letters of one consumer can do so with the ID of another's.
+	var found *dlq.Entry
+	err = &NotFoundError{What: "dead letter", ID: id}
+	for _, subject := range slices.Sorted(maps.Keys(info.State.Subjects)) {
+		e, readErr := d.getAt(ctx, subject)
+		if e != nil && e.HasOwnID() && d.store.SubjectOf(e.Record) == subject {
+			return e, readErr
+		}
+		if found == nil && !errors.Is(readErr, ErrNotFound) {
+			found, err = e, readErr
+		}
 	}
-	return nil, &NotFoundError{What: "dead letter", ID: id}
+	return found, err
 }
 
 // getAt reads what is on an entry's subject.
@@ -198,7 +208,8 @@ func (d *Desk) ids(ctx context.Context) ([]string, error) {
 	for subject := range info.State.Subjects {
 		ids = append(ids, subject[strings.LastIndexByte(subject, '.')+1:])
 	}
-	return ids, nil
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
 }
 
 // near returns the few IDs that look most like one that there is not.
