@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -73,30 +74,35 @@ func (s *Store) Change(ctx context.Context, e *Entry, c Change, more nats.Header
 	if err != nil {
 		return fmt.Errorf("dead letter %s: %s: %w", e.ID, c.Kind, err)
 	}
-	last := e.Last
+	read := e.onSubject()
 	c.Sequence = ack.Sequence
 	e.Apply(&c)
 	if c.Kind == ChangeDiscarded {
-		s.deleteDiscarded(ctx, e, last)
+		s.deleteDiscarded(ctx, e, read)
 	}
 	return nil
 }
 
-// deleteDiscarded deletes what an entry was when its trace has been stored. last was
-// the last message on its subject then. What it cannot delete costs room, and
-// nothing else.
-func (s *Store) deleteDiscarded(ctx context.Context, e *Entry, last uint64) {
+// onSubject returns the sequences of the record and of what came after it on its
+// subject, or nil if the entry was made without them.
+func (e *Entry) onSubject() []uint64 {
+	all := append([]uint64{e.Sequence}, e.Later...)
+	if all[len(all)-1] != e.Last {
+		return nil
+	}
+	return all
+}
+
+// deleteDiscarded deletes what an entry was when its trace has been stored. The
+// condition of the trace was that there is no more on its subject than was read. What
+// cannot be deleted costs room, and nothing else.
+func (s *Store) deleteDiscarded(ctx context.Context, e *Entry, read []uint64) {
 	ctx = context.WithoutCancel(ctx) // each request has a bound of its own
-	if e.Sequence != last {
+	if read == nil {
 		_, _ = s.FinishDiscard(ctx, s.SubjectOf(e.Record))
 		return
 	}
-	// There is no need to read the subject: the condition of the trace was that the
-	// record is the last message on it.
-	if !s.denied.Load() {
-		s.deleteObjects(ctx, e)
-		_ = s.deleteRead(ctx, last)
-	}
+	_, _ = s.deleteRead(ctx, e, read)
 }
 
 // FinishDiscard deletes what is still stored of a discarded dead letter before its
@@ -115,18 +121,39 @@ func (s *Store) FinishDiscard(ctx context.Context, subject string) (deleted int,
 	if err != nil {
 		return 0, fmt.Errorf("finish the discard of the dead letter on %q: %w", subject, err)
 	}
-	// The record comes last: as long as it is there, and when it is gone, the first
-	// message on the subject says whose it is.
-	for i, sequence := range slices.Backward(before) {
-		if i == 0 && e != nil {
-			s.deleteObjects(ctx, e)
-		}
-		if err := s.deleteRead(ctx, sequence); err != nil {
-			return deleted, fmt.Errorf("finish the discard of the dead letter on %q: %w", subject, err)
-		}
-		deleted++
+	if deleted, err = s.deleteRead(ctx, e, before); err != nil {
+		return deleted, fmt.Errorf("finish the discard of the dead letter on %q: %w", subject, err)
 	}
 	return deleted, nil
+}
+
+// deleteRead deletes messages on the subject of an entry, oldest first, and what the
+// entry has elsewhere. The first one is deleted last: as long as it is there, and when
+// it is gone, the first message on the subject says whose it is.
+func (s *Store) deleteRead(ctx context.Context, e *Entry, sequences []uint64) (deleted int, err error) {
+	if len(sequences) == 0 || s.denied.Load() {
+		return 0, nil
+	}
+	const together = 16 // requests
+	for chunk := range slices.Chunk(sequences[1:], together) {
+		var requests sync.WaitGroup
+		errs := make([]error, len(chunk))
+		for i, sequence := range chunk {
+			requests.Go(func() { errs[i] = s.deleteOne(ctx, sequence) })
+		}
+		requests.Wait()
+		if err := errors.Join(errs...); err != nil {
+			return deleted, err
+		}
+		deleted += len(chunk)
+	}
+	if e != nil {
+		s.deleteObjects(ctx, e)
+	}
+	if err := s.deleteOne(ctx, sequences[0]); err != nil {
+		return deleted, err
+	}
+	return deleted + 1, nil
 }
 
 // beforeTrace returns the messages before the trace on a subject, oldest first, and
@@ -166,9 +193,9 @@ func hasRead(h nats.Header, sequence uint64) bool {
 	return err == nil && last >= sequence && first(h, jetstream.ExpectedLastSubjSeqSubjHeader) == ""
 }
 
-// deleteRead deletes a message of the dead-letter stream. One that is gone already is
-// no error.
-func (s *Store) deleteRead(ctx context.Context, sequence uint64) error {
+// deleteOne deletes a message of the dead-letter stream. One that is gone already is no
+// error.
+func (s *Store) deleteOne(ctx context.Context, sequence uint64) error {
 	err := s.deleteMsg(ctx, s.cfg.StreamName(), sequence)
 	if _, refused := errors.AsType[*refusedError](err); refused {
 		s.denied.Store(true) // the server logs each, and there may be many

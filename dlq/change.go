@@ -226,6 +226,10 @@ type Entry struct {
 	// two who do so at the same time one is told.
 	Last uint64
 
+	// Later has the sequences of what was read on its subject after the record, oldest
+	// first: those of its changes, and of whatever else somebody has published there.
+	Later []uint64
+
 	Changed   time.Time // when it was last changed; zero: never
 	Actor     string    // who changed it last
 	Operation string    // that has replayed it last
@@ -257,6 +261,9 @@ func NewEntry(r *Record, sequence uint64, history []*Change) *Entry {
 
 // Apply makes the entry what it is after a change. After a discard there is none.
 func (e *Entry) Apply(c *Change) {
+	if c.Sequence > e.Last {
+		e.Later = append(e.Later, c.Sequence)
+	}
 	if e.State == StateDiscarded {
 		e.Last = max(e.Last, c.Sequence)
 		return

@@ -89,6 +89,7 @@ func (d *Desk) getAt(ctx context.Context, subject string) (*dlq.Entry, error) {
 		first := last == 0
 		last = m.sequence
 		if e != nil && e.State == dlq.StateDiscarded { // which is final
+			e.Later = append(e.Later, m.sequence)
 			return
 		}
 		trace := dlq.IsTrace(m.header)
@@ -105,6 +106,7 @@ func (d *Desk) getAt(ctx context.Context, subject string) (*dlq.Entry, error) {
 			}
 			return
 		case e != nil:
+			e.Later = append(e.Later, m.sequence)
 			return
 		}
 		r, err := dlq.Decode(m.header, m.data)

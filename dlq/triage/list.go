@@ -109,7 +109,7 @@ func (l *listing) visit(ctx context.Context, m *message) bool {
 		if m.isRecord() {
 			l.seen.drop(m)
 		} else {
-			l.seen.of(m)
+			l.seen.see(m)
 		}
 		return true
 	}
@@ -133,7 +133,7 @@ func (l *listing) visit(ctx context.Context, m *message) bool {
 func (d *Desk) entry(ctx context.Context, m *message, seen *laters, trace, payload bool) (*dlq.Entry, error) {
 	r, err := m.record(!payload)
 	if r == nil {
-		seen.of(m) // it is on the subject all the same
+		seen.see(m) // it is on the subject all the same
 		return nil, fmt.Errorf("message %d of stream %q: %w", m.sequence, d.cfg.Stream, err)
 	}
 	e := dlq.NewEntry(r, m.sequence, nil)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -426,6 +427,7 @@ type later struct {
 	actor, operation            string
 	replays, failures, revision int32
 	revisionSequence            uint64
+	sequences                   []uint64 // of what is on its subject after the record, newest first
 	failure                     *dlq.Record
 }
 
@@ -465,7 +467,7 @@ func (l *laters) add(m *message) {
 	if err != nil {
 		return
 	}
-	e := l.of(m)
+	e := l.see(m)
 	if e.state == "" || c.Kind == dlq.ChangeDiscarded { // a discard is final
 		e.state, e.actor, e.changed = dlq.State(l.name(string(c.To()))), l.name(c.Actor), 0
 		if !c.Time.IsZero() {
@@ -490,15 +492,16 @@ func (l *laters) add(m *message) {
 	}
 }
 
-// of returns what was seen of the message's entry. If that is nothing, the message is
-// the last on its subject.
-func (l *laters) of(m *message) *later {
+// see notes a message that is none of the records, and returns what was seen of its
+// entry. If that is nothing, the message is the last on its subject.
+func (l *laters) see(m *message) *later {
 	key := hashOf(m.subject)
 	e := l.entries[key]
 	if e == nil {
 		e = &later{last: m.sequence}
 		l.entries[key] = e
 	}
+	e.sequences = append(e.sequences, m.sequence)
 	return e
 }
 
@@ -545,6 +548,8 @@ func (l *laters) take(e *dlq.Entry, m *message) {
 	if k.changed != 0 {
 		e.Changed = time.Unix(0, k.changed).UTC()
 	}
+	slices.Reverse(k.sequences)
+	e.Later = k.sequences
 	e.Replays, e.Failures, e.Revision, e.RevisionSequence = int(k.replays), int(k.failures), int(k.revision), k.revisionSequence
 	if k.failure != nil {
 		e.Failure = k.failure
