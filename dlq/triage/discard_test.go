@@ -189,6 +189,49 @@ func TestDiscard_half(t *testing.T) {
 	}
 }
 
+// An earlier version discards by a rollup, as long as the stream allows that. Where it
+// does not, nothing happens.
+func TestDiscard_byEarlierVersion(t *testing.T) {
+	t.Parallel()
+	for _, allowed := range []bool{true, false} {
+		t.Run(fmt.Sprintf("allowed: %t", allowed), func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			ids := b.capture(t, 2)
+			must(t, b.desk.Archive(within(t), b.get(t, ids[0]), ""))
+			e := b.get(t, ids[0])
+			cfg := b.info(t).Config
+			cfg.AllowRollup = allowed
+			_, err := b.js.UpdateStream(within(t), cfg)
+			must(t, err)
+			before := b.info(t).State
+			h := nats.Header{
+				dlq.HeaderVersion: {"1"}, dlq.HeaderID: {e.ID}, dlq.HeaderChange: {"discarded"}, dlq.HeaderStream: {e.Stream},
+				dlq.HeaderConsumer: {e.Consumer}, jetstream.MsgRollup: {jetstream.MsgRollupSubject},
+			}
+			_, err = b.js.PublishMsg(within(t), &nats.Msg{Subject: b.store.SubjectOf(e.Record), Header: h}, jetstream.WithExpectLastSequencePerSubject(e.Last))
+			want, left := dlq.StateDiscarded, 2
+			if !allowed {
+				var api *jetstream.APIError
+				if !errors.As(err, &api) || api.Description != "rollup not permitted" || b.info(t).State.LastSeq != before.LastSeq {
+					t.Errorf("the discard: %v", err)
+				}
+				want, left = dlq.StateArchived, 3
+			} else {
+				must(t, err)
+			}
+			b.wantState(t, ids[0], want)
+			s, err := b.desk.Stats(within(t))
+			must(t, err)
+			if s.States[want] != 1 || s.States[dlq.StateOpen] != 1 || len(s.States) != 2 || b.info(t).State.Msgs != uint64(left) { //nolint:gosec // few
+				t.Errorf("stats are %v, with %d messages", s.States, b.info(t).State.Msgs)
+			}
+			must(t, b.desk.FinishDiscards(within(t)))
+			must(t, b.desk.Discard(within(t), b.get(t, ids[1]), ""))
+		})
+	}
+}
+
 // TestDiscard_again finishes a discard by another of the same dead letter.
 func TestDiscard_again(t *testing.T) {
 	t.Parallel()
