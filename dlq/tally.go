@@ -205,7 +205,6 @@ func (t *Tally) update(ctx context.Context) ([]OpenCount, error) {
 			return t.known.counts(), t.progress(ctx, f)
 		}
 		if !t.missing(f, p) {
-			f.removed, t.deleted = f.removed+t.deleted, 0
 			return t.publish(ctx, f, p)
 		}
 		// From the start, once.
