@@ -351,8 +351,10 @@ func TestChange_discard_race(t *testing.T) {
 	s := b.provisioned(t, dlq.Config{})
 	all := b.entries(t, s, letters, 300)
 	changes := []dlq.Change{
-		{Kind: dlq.ChangeDiscarded, Actor: "ann"}, {Kind: dlq.ChangeDiscarded, Actor: "bob"},
-		{Kind: dlq.ChangeReplaying, Operation: "op"}, {Kind: dlq.ChangeArchived},
+		{Kind: dlq.ChangeDiscarded, Actor: "ann"},
+		{Kind: dlq.ChangeDiscarded, Actor: "bob"},
+		{Kind: dlq.ChangeReplaying, Operation: "op"},
+		{Kind: dlq.ChangeArchived},
 	}
 	won := make([][letters]bool, len(changes))
 	done := make(chan struct{})

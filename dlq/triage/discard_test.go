@@ -129,12 +129,11 @@ func TestDiscard_half(t *testing.T) {
 			if n, err := b.desk.Export(within(t), triage.Selection{States: dlq.States()}, &file); n != 3 || err != nil {
 				t.Errorf("export: %d, %v", n, err)
 			}
-			for _, f := range []func(){
-				func() { err = b.desk.Archive(within(t), e, "") },
-				func() { err = b.desk.Restore(within(t), e, "") },
-				func() { err = b.desk.Edit(within(t), e, triage.Revision{Data: []byte("{}")}) },
+			for _, err := range []error{
+				b.desk.Archive(within(t), e, ""), b.desk.Restore(within(t), e, ""),
+				b.desk.Edit(within(t), e, triage.Revision{Data: []byte("{}")}),
 			} {
-				if f(); !errors.Is(err, triage.ErrState) {
+				if !errors.Is(err, triage.ErrState) {
 					t.Errorf("change it: %v, want ErrState", err)
 				}
 			}
@@ -223,7 +222,7 @@ func TestDiscard_byEarlierVersion(t *testing.T) {
 			b.wantState(t, ids[0], want)
 			s, err := b.desk.Stats(within(t))
 			must(t, err)
-			if s.States[want] != 1 || s.States[dlq.StateOpen] != 1 || len(s.States) != 2 || b.info(t).State.Msgs != uint64(left) { //nolint:gosec // few
+			if s.States[want] != 1 || s.States[dlq.StateOpen] != 1 || len(s.States) != 2 || b.info(t).State.Msgs != uint64(left) {
 				t.Errorf("stats are %v, with %d messages", s.States, b.info(t).State.Msgs)
 			}
 			must(t, b.desk.FinishDiscards(within(t)))
@@ -286,7 +285,7 @@ func TestImport_halfDiscarded(t *testing.T) {
 // one. It is listed, found, changed and replayed all the same.
 func TestHostilePublish(t *testing.T) {
 	t.Parallel()
-	forged := func(b *bundle, e *dlq.Entry) *dlq.Record {
+	forged := func(e *dlq.Entry) *dlq.Record {
 		r := *e.Record
 		r.Consumer = "aaa" // which sorts first
 		r.ID = e.ID
@@ -316,25 +315,25 @@ func TestHostilePublish(t *testing.T) {
 		}},
 		{"a change with another's ID", func(t *testing.T, b *bundle, e *dlq.Entry) {
 			t.Helper()
-			b.publishOn(t, b.store.SubjectOf(forged(b, e)), kind(e, dlq.ChangeArchived), 0)
+			b.publishOn(t, b.store.SubjectOf(forged(e)), kind(e, dlq.ChangeArchived), 0)
 		}},
 		{"a discard with another's ID", func(t *testing.T, b *bundle, e *dlq.Entry) {
 			t.Helper()
-			b.publishOn(t, b.store.SubjectOf(forged(b, e)), kind(e, dlq.ChangeDiscarded), 0)
+			b.publishOn(t, b.store.SubjectOf(forged(e)), kind(e, dlq.ChangeDiscarded), 0)
 		}},
 		{"a trace with another's ID", func(t *testing.T, b *bundle, e *dlq.Entry) {
 			t.Helper()
-			h := record(forged(b, e))
+			h := record(forged(e))
 			h[dlq.HeaderChange] = []string{string(dlq.ChangeDiscarded)}
-			b.publishOn(t, b.store.SubjectOf(forged(b, e)), h, 0)
+			b.publishOn(t, b.store.SubjectOf(forged(e)), h, 0)
 		}},
 		{"a record with another's ID", func(t *testing.T, b *bundle, e *dlq.Entry) {
 			t.Helper()
-			b.publishOn(t, b.store.SubjectOf(forged(b, e)), record(forged(b, e)), 0)
+			b.publishOn(t, b.store.SubjectOf(forged(e)), record(forged(e)), 0)
 		}},
 		{"a record that says it is the other", func(t *testing.T, b *bundle, e *dlq.Entry) {
 			t.Helper()
-			b.publishOn(t, b.store.SubjectOf(forged(b, e)), record(e.Record), 0)
+			b.publishOn(t, b.store.SubjectOf(forged(e)), record(e.Record), 0)
 		}},
 	} {
 		for _, when := range []string{"before the plan", "after the plan"} {

@@ -134,7 +134,8 @@ func TestDiscard_killed(t *testing.T) {
 	n := 0
 	for e, err := range b.desk.Entries(within(t), triage.Selection{}, false) {
 		must(t, err)
-		if n++; n%3 == 0 { // some have a history
+		n++
+		if n%3 == 0 { // some have a history
 			must(t, b.desk.Archive(within(t), e, ""))
 		}
 	}
@@ -164,7 +165,7 @@ func TestDiscard_killed(t *testing.T) {
 			t.Fatalf("%d are listed, want %d", len(seen), entries)
 		}
 		// Each that is discarded has one message, each that is archived two.
-		if left := int(info.State.Msgs) - entries - states[dlq.StateArchived]; left > 0 { //nolint:gosec // few
+		if left := int(info.State.Msgs) - entries - states[dlq.StateArchived]; left > 0 {
 			halfDone++
 			t.Logf("killed with %d discarded; %d messages are left before traces", states[dlq.StateDiscarded], left)
 		}
