@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -28,6 +29,9 @@ const (
 	codeAccountExceeded   = 10002
 )
 
+// codeSequenceNotFound is that of the server for a message to delete that is gone.
+const codeSequenceNotFound = 10043
+
 // IsFull reports whether the server refused a message because a limit of the
 // stream or the account is reached.
 func IsFull(err error) bool {
@@ -44,11 +48,13 @@ func (s *Store) SubjectOf(r *Record) string { return s.Subject(r.Stream, r.Consu
 // [ErrEntryChanged]. [ErrStreamFull] is another. c.From and c.Time are filled in.
 // more are further headers.
 //
-// To discard is to replace all that is stored on the entry's subject by a trace
-// of it. What was put elsewhere is deleted afterwards. If the stream is full, its
-// limit is raised until the trace is stored, for which the user must be allowed to
-// update the stream; if that cannot be done, nothing is discarded, and the
-// [ErrStreamFull] says what to do.
+// To discard stores a trace of the entry, and then deletes what is on the entry's
+// subject before the trace, and what was put elsewhere. The entry is discarded as
+// soon as the trace is stored. What cannot be deleted then, such as for lack of the
+// permission, stays without an error, see [Store.FinishDiscard]. If the stream is
+// full, its limit is raised until the trace is stored, for which the user must be
+// allowed to update the stream; if that cannot be done, nothing is discarded, and
+// the [ErrStreamFull] says what to do.
 func (s *Store) Change(ctx context.Context, e *Entry, c Change, more nats.Header) error {
 	msg := s.changeMessage(e, &c)
 	if c.Edit != nil {
@@ -56,7 +62,6 @@ func (s *Store) Change(ctx context.Context, e *Entry, c Change, more nats.Header
 	}
 	if c.Kind == ChangeDiscarded {
 		maps.Copy(msg.Header, tombstone(e.Record).header())
-		msg.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
 	}
 	maps.Copy(msg.Header, more)
 	if !fits(msg, s.limit()) && len(c.Diff) > 0 {
@@ -69,12 +74,136 @@ func (s *Store) Change(ctx context.Context, e *Entry, c Change, more nats.Header
 	if err != nil {
 		return fmt.Errorf("dead letter %s: %s: %w", e.ID, c.Kind, err)
 	}
+	read := e.onSubject()
 	c.Sequence = ack.Sequence
 	e.Apply(&c)
 	if c.Kind == ChangeDiscarded {
-		s.deleteObjects(ctx, e)
+		s.deleteDiscarded(ctx, e, read)
 	}
 	return nil
+}
+
+// onSubject returns the sequences of the record and of what came after it on its
+// subject, or nil if the entry was made without them.
+func (e *Entry) onSubject() []uint64 {
+	all := append([]uint64{e.Sequence}, e.Later...)
+	if all[len(all)-1] != e.Last {
+		return nil
+	}
+	return all
+}
+
+// deleteDiscarded deletes what an entry was when its trace has been stored. The
+// condition of the trace was that there is no more on its subject than was read. What
+// cannot be deleted costs room, and nothing else.
+func (s *Store) deleteDiscarded(ctx context.Context, e *Entry, read []uint64) {
+	ctx = context.WithoutCancel(ctx) // each request has a bound of its own
+	if read == nil {
+		_, _ = s.FinishDiscard(ctx, s.SubjectOf(e.Record))
+		return
+	}
+	_, _ = s.deleteRead(ctx, e, read)
+}
+
+// FinishDiscard deletes what is still stored of a discarded dead letter before its
+// trace, and returns how many messages it has deleted: a process that discards may
+// end before it has done so, or lack the permission. It does nothing if the dead
+// letter on the subject is not discarded.
+//
+// It believes a trace only if the server has checked, when it was stored, that its
+// writer had read what is before it. It takes a round trip for each message on the
+// subject, and one more for each that it deletes.
+func (s *Store) FinishDiscard(ctx context.Context, subject string) (deleted int, err error) {
+	if s.denied.Load() {
+		return 0, nil
+	}
+	e, before, err := s.beforeTrace(ctx, subject)
+	if err != nil {
+		return 0, fmt.Errorf("finish the discard of the dead letter on %q: %w", subject, err)
+	}
+	if deleted, err = s.deleteRead(ctx, e, before); err != nil {
+		return deleted, fmt.Errorf("finish the discard of the dead letter on %q: %w", subject, err)
+	}
+	return deleted, nil
+}
+
+// deleteRead deletes messages on the subject of an entry, oldest first, and what the
+// entry has elsewhere. The first one is deleted last: as long as it is there, and when
+// it is gone, the first message on the subject says whose it is.
+func (s *Store) deleteRead(ctx context.Context, e *Entry, sequences []uint64) (deleted int, err error) {
+	if len(sequences) == 0 || s.denied.Load() {
+		return 0, nil
+	}
+	const together = 16 // requests
+	for chunk := range slices.Chunk(sequences[1:], together) {
+		var requests sync.WaitGroup
+		errs := make([]error, len(chunk))
+		for i, sequence := range chunk {
+			requests.Go(func() { errs[i] = s.deleteOne(ctx, sequence) })
+		}
+		requests.Wait()
+		if err := errors.Join(errs...); err != nil {
+			return deleted, err
+		}
+		deleted += len(chunk)
+	}
+	if e != nil {
+		s.deleteObjects(ctx, e)
+	}
+	if err := s.deleteOne(ctx, sequences[0]); err != nil {
+		return deleted, err
+	}
+	return deleted + 1, nil
+}
+
+// beforeTrace returns the messages before the trace on a subject, oldest first, and
+// the entry that they make, nil if they are none.
+func (s *Store) beforeTrace(ctx context.Context, subject string) (e *Entry, before []uint64, err error) {
+	for from := uint64(1); ; {
+		m, err := s.next(ctx, s.cfg.StreamName(), subject, from)
+		if m == nil || err != nil {
+			return nil, nil, err
+		}
+		from = m.Sequence + 1
+		h, err := nats.DecodeHeadersMsg(m.Headers)
+		if err != nil {
+			h = nil // it is neither a record nor a change
+		}
+		if IsTrace(h) {
+			if len(before) == 0 || !hasRead(h, before[len(before)-1]) {
+				return nil, nil, nil
+			}
+			return e, before, nil
+		}
+		before = append(before, m.Sequence)
+		if c, err := DecodeChange(h, m.Data); err == nil && e != nil {
+			c.Sequence = m.Sequence
+			e.Apply(c)
+		} else if r, _ := Decode(h, m.Data); r != nil && e == nil {
+			e = NewEntry(r, m.Sequence, nil)
+		}
+	}
+}
+
+// hasRead reports whether the writer of a stored message knew the message of a
+// sequence on its subject, which the server has checked.
+func hasRead(h nats.Header, sequence uint64) bool {
+	var last uint64
+	err := numberInto(&last, first(h, jetstream.ExpectedLastSubjSeqHeader))
+	return err == nil && last >= sequence && first(h, jetstream.ExpectedLastSubjSeqSubjHeader) == ""
+}
+
+// deleteOne deletes a message of the dead-letter stream. One that is gone already is no
+// error.
+func (s *Store) deleteOne(ctx context.Context, sequence uint64) error {
+	err := s.deleteMsg(ctx, s.cfg.StreamName(), sequence)
+	if _, refused := errors.AsType[*refusedError](err); refused {
+		s.denied.Store(true) // the server logs each, and there may be many
+	}
+	if isAPIError(err, codeSequenceNotFound) {
+		return nil
+	}
+	return err
 }
 
 // ChangeMessage is what [Store.Change] publishes for a change without a payload, and
@@ -199,6 +328,7 @@ type room struct {
 	metadata    map[string]string
 	limits      limits
 	discard     string
+	rollups     bool
 	bytes, msgs int64
 }
 
@@ -216,6 +346,7 @@ func (s *Store) readRoom(ctx context.Context) (*room, error) {
 	r := &room{config: resp.Config, bytes: resp.State.Bytes, msgs: resp.State.Msgs}
 	for key, into := range map[string]any{
 		"max_bytes": &r.limits.MaxBytes, "max_msgs": &r.limits.MaxMsgs, "discard": &r.discard, "metadata": &r.metadata,
+		"allow_rollup_hdrs": &r.rollups,
 	} {
 		if raw, ok := resp.Config[key]; ok {
 			if err := json.Unmarshal(raw, into); err != nil {
@@ -243,8 +374,14 @@ func (s *Store) setLimits(ctx context.Context, r *room, to limits, note *raise) 
 		}
 		metadata[keyRaised] = string(text)
 	}
+	return s.updateStream(ctx, r, map[string]any{"max_bytes": to.MaxBytes, "max_msgs": to.MaxMsgs, "metadata": metadata})
+}
+
+// updateStream changes some fields of the stream's configuration, and leaves the
+// others as they were read, those that we do not know among them.
+func (s *Store) updateStream(ctx context.Context, r *room, fields map[string]any) error {
 	config := maps.Clone(r.config)
-	for key, value := range map[string]any{"max_bytes": to.MaxBytes, "max_msgs": to.MaxMsgs, "metadata": metadata} {
+	for key, value := range fields {
 		raw, err := json.Marshal(value)
 		if err != nil {
 			return err
@@ -336,7 +473,7 @@ func tombstone(r *Record) *Record {
 // deleteObjects removes the bodies and headers of an entry that are too large for
 // its messages. What it cannot remove costs room, and nothing else.
 func (s *Store) deleteObjects(ctx context.Context, e *Entry) {
-	if e.BodyObject == "" && e.HeadersObject == "" && e.Revision == 0 {
+	if e.BodyObject == "" && e.HeadersObject == "" && e.Revision == 0 || !e.HasOwnID() {
 		return
 	}
 	bucket, err := s.largeBucket(ctx, false)

@@ -429,9 +429,11 @@ func TestCapture_controlHeaders(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := b.provisioned(t, dlq.Config{Stream: jetstream.StreamConfig{
-		AllowMsgTTL: true, AllowAtomicPublish: true, AllowBatchPublish: true,
-	}})
+	b.createStream(t, jetstream.StreamConfig{
+		Name: "DLQ", Subjects: []string{"monotel.dlq.DLQ.>"}, Discard: jetstream.DiscardNew,
+		AllowMsgTTL: true, AllowAtomicPublish: true, AllowBatchPublish: true, AllowRollup: true,
+	})
+	s := b.provisioned(t, dlq.Config{})
 	var want []*dlq.Record
 	give := []nats.Header{{}, control}
 	for key, values := range control {

@@ -85,8 +85,11 @@ type Change struct {
 	Sequence uint64 // in the dead-letter stream
 }
 
-// State is the state after a change.
+// State is the state after a change. A discard is final.
 func (k ChangeKind) state(from State) State {
+	if from == StateDiscarded {
+		return from
+	}
 	switch k {
 	case ChangeReplaying:
 		return StateReplaying
@@ -158,6 +161,13 @@ const maxRevision = 10_000
 // not a record.
 func IsChange(h nats.Header) bool { return first(h, HeaderChange) != "" }
 
+// IsTrace reports whether a message of the dead-letter stream is the trace of a
+// discarded dead letter. What is on the subject before it is not deleted yet, and
+// counts no more; nor does what comes after it.
+func IsTrace(h nats.Header) bool {
+	return ChangeKind(oneLine(first(h, HeaderChange))) == ChangeDiscarded && first(h, HeaderVersion) != "" && first(h, HeaderID) != ""
+}
+
 // DecodeChange reads a change. What cannot be read is left zero. It is nil, with
 // [ErrNotARecord], if the message is no change. The change shares data.
 func DecodeChange(h nats.Header, data []byte) (*Change, error) {
@@ -216,6 +226,10 @@ type Entry struct {
 	// two who do so at the same time one is told.
 	Last uint64
 
+	// Later has the sequences of what was read on its subject after the record, oldest
+	// first: those of its changes, and of whatever else somebody has published there.
+	Later []uint64
+
 	Changed   time.Time // when it was last changed; zero: never
 	Actor     string    // who changed it last
 	Operation string    // that has replayed it last
@@ -245,8 +259,15 @@ func NewEntry(r *Record, sequence uint64, history []*Change) *Entry {
 	return e
 }
 
-// Apply makes the entry what it is after a change.
+// Apply makes the entry what it is after a change. After a discard there is none.
 func (e *Entry) Apply(c *Change) {
+	if c.Sequence > e.Last {
+		e.Later = append(e.Later, c.Sequence)
+	}
+	if e.State == StateDiscarded {
+		e.Last = max(e.Last, c.Sequence)
+		return
+	}
 	e.State, e.Changed, e.Actor = c.Kind.state(e.State), c.Time, c.Actor
 	e.Last = max(e.Last, c.Sequence)
 	if c.Operation != "" {

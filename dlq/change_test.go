@@ -342,6 +342,12 @@ func TestNewEntry(t *testing.T) {
 			},
 			want: dlq.Entry{State: dlq.StateArchived, Failure: r, Actor: "eve"},
 		},
+		{
+			name: "a discard is final", history: []*dlq.Change{
+				kind(dlq.ChangeDiscarded), {Kind: dlq.ChangeRestored, Actor: "eve"}, {Kind: dlq.ChangeReplaying, Actor: "eve", Operation: "op"},
+			},
+			want: dlq.Entry{State: dlq.StateDiscarded, Failure: r, Actor: "bob"},
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -350,7 +356,10 @@ func TestNewEntry(t *testing.T) {
 			want.Record, want.Sequence, want.Last, want.History = r, 10, 10, tt.history
 			for i, c := range tt.history {
 				c.Sequence, c.Time = uint64(11+i), created.Add(time.Duration(i)*time.Minute)
-				want.Last, want.Changed = c.Sequence, c.Time
+				want.Last, want.Later = c.Sequence, append(want.Later, c.Sequence)
+				if tt.name != "a discard is final" || i == 0 {
+					want.Changed = c.Time
+				}
 			}
 			if diff := cmp.Diff(&want, dlq.NewEntry(r, 10, tt.history)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)

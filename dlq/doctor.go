@@ -731,12 +731,26 @@ func (d *doctor) deadLetterStream(ctx context.Context) {
 				"dlq.Config, for WithDeadLetters, to another name in all Apps.", name),
 		})
 	}
-	if !c.AllowDirect || !c.AllowRollup {
+	if !c.AllowDirect {
 		d.add(Finding{
 			Severity: SeverityWarning, Check: "dlq_config", Stream: name,
-			Detail: fmt.Sprintf("AllowDirect is %t and AllowRollup is %t, want both: dead letters are read slowly and cannot be discarded",
-				c.AllowDirect, c.AllowRollup),
-			Remedy: fmt.Sprintf("Allow both: `nats stream edit %s --allow-direct --allow-rollup`. An App does so, too, when it starts.", name),
+			Detail: "AllowDirect is false: dead letters are read slowly",
+			Remedy: fmt.Sprintf("Allow direct gets: `nats stream edit %s --allow-direct`. An App does so, too, when it starts.", name),
+		})
+	}
+	if c.AllowRollup {
+		d.add(Finding{
+			Severity: SeverityWarning, Check: "dlq_rollup", Stream: name,
+			Detail: "AllowRollup is true: whoever may publish on the subject of one dead letter can remove all of them with a message. " +
+				"An App of an earlier version turns it on when it starts, one of this version turns it off",
+			Remedy: fmt.Sprintf("Upgrade the Apps of earlier versions. Then turn it off: `nats stream edit %s --no-allow-rollup`.", name),
+		})
+	}
+	if c.AllowMsgTTL {
+		d.add(Finding{
+			Severity: SeverityNotice, Check: "dlq_msg_ttl", Stream: name,
+			Detail: "AllowMsgTTL is true: a message on the subject of a dead letter may vanish by itself, if its publisher wishes so",
+			Remedy: "The server does not turn it off. Who may publish on the subjects of dead letters is up to the permissions of users.",
 		})
 	}
 	d.nearLimit(checkDLQNearFull, info, "dead letters")

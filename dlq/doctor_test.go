@@ -383,11 +383,33 @@ func TestStore_Doctor_deadLetterStream(t *testing.T) {
 			t.Fatal(err)
 		}
 		cfg := st.CachedInfo().Config
-		cfg.Discard, cfg.AllowRollup = jetstream.DiscardOld, false
+		cfg.Discard, cfg.AllowDirect = jetstream.DiscardOld, false
 		if _, err := s.js.UpdateStream(doctorContext(t), cfg); err != nil {
 			t.Fatal(err)
 		}
 		doctorWant(t, s.doctor(t), of(dlq.SeverityCritical, "dlq_conflict", 0), of(dlq.SeverityWarning, "dlq_config", 0))
+	})
+	t.Run("rollups and TTLs", func(t *testing.T) {
+		t.Parallel()
+		s := setupDoctor(t)
+		st, err := s.js.Stream(doctorContext(t), "DLQ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := st.CachedInfo().Config
+		cfg.AllowRollup, cfg.AllowMsgTTL = true, true // as an App of an earlier version does, and an operator
+		if _, err := s.js.UpdateStream(doctorContext(t), cfg); err != nil {
+			t.Fatal(err)
+		}
+		got := s.doctor(t)
+		doctorWant(t, got, of(dlq.SeverityWarning, "dlq_rollup", 0), of(dlq.SeverityNotice, "dlq_msg_ttl", 0))
+		if !strings.Contains(got[0].Detail, "An App of an earlier version") || !strings.Contains(got[0].Remedy, "`nats stream edit DLQ --no-allow-rollup`") {
+			t.Errorf("it does not say who does that, and what to do: %+v", got[0])
+		}
+		if were, err := s.store.DenyRollups(doctorContext(t)); !were || err != nil {
+			t.Errorf("DenyRollups() = %v, %v, want true, nil", were, err)
+		}
+		doctorWant(t, s.doctor(t), of(dlq.SeverityNotice, "dlq_msg_ttl", 0))
 	})
 	t.Run("MaxAge", func(t *testing.T) {
 		t.Parallel()

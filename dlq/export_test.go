@@ -1,6 +1,7 @@
 package dlq
 
 import (
+	"context"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -18,3 +19,10 @@ func (s *Store) SetRequestTimeout(d time.Duration) { s.requestTimeout = d }
 
 // WireHeader is what a change has on the wire.
 func (c *Change) WireHeader(id string) nats.Header { return c.header(id) }
+
+// DiscardHalf is a discard of which nothing but the trace is stored.
+func (s *Store) DiscardHalf(ctx context.Context, e *Entry) error {
+	s.denied.Store(true)
+	defer s.denied.Store(false)
+	return s.Change(ctx, e, Change{Kind: ChangeDiscarded, Actor: "ann"}, nil)
+}

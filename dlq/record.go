@@ -158,6 +158,19 @@ func ID(stream string, created time.Time, consumer string, sequence uint64) stri
 // is not its record, see [ErrIDTaken]. The same ID has the same successor each time.
 func NextID(id string) string { return ID("", time.Unix(0, 0), id, 1) }
 
+// HasOwnID reports whether the ID is that of the message that the record names, and
+// not another's, which somebody has put there.
+func (r *Record) HasOwnID() bool {
+	id := ID(r.Stream, r.StreamCreated, r.Consumer, r.StreamSequence)
+	for range maxIDs {
+		if r.ID == id {
+			return true
+		}
+		id = NextID(id)
+	}
+	return false
+}
+
 // header returns the headers of the record on the wire, without those that only
 // steer its publish.
 func (r *Record) header() nats.Header {

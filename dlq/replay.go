@@ -270,6 +270,9 @@ func (s *Store) prior(ctx context.Context, replay Replay) (p priorOutcome, err e
 			recorded = true
 			continue
 		}
+		if c.Kind == ChangeDiscarded {
+			return p, ErrNoEntry
+		}
 		p.state = c.Kind.state(p.state)
 		claimed = claimed || replay.isClaim(c)
 		if c.Operation == replay.Operation && (c.Kind == ChangeResolved || c.Kind == ChangeFailedAgain) {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -19,7 +20,8 @@ import (
 type Config struct {
 	// Stream is the dead-letter stream. Name defaults to "DLQ", MaxBytes to 1 GiB, or
 	// less on a server that has no room for that, Storage to files. Set MaxBytes, MaxAge, Replicas, Storage, Placement and the
-	// like; its subjects, retention and discard policy are ours. When it is full it
+	// like; its subjects, retention and discard policy are ours, and rollups, message
+	// TTLs, schedules and batches are off. When it is full it
 	// refuses: what cannot be captured stays in its own stream, and is captured
 	// when there is room again.
 	Stream jetstream.StreamConfig
@@ -87,8 +89,8 @@ func (c Config) Validate() error {
 	if s.MaxMsgsPerSubject > 0 {
 		bad("Stream.MaxMsgsPerSubject is %d, want none: a dead letter's history is on its subject", s.MaxMsgsPerSubject)
 	}
-	if s.AllowMsgCounter || s.DenyPurge {
-		bad("Stream has AllowMsgCounter or DenyPurge, want none of them: records are no counters, and discarding one is a rollup")
+	if s.AllowMsgCounter || s.DenyDelete {
+		bad("Stream has AllowMsgCounter or DenyDelete, want none of them: records are no counters, and discarding one deletes it")
 	}
 	if s.Mirror != nil || len(s.Sources) > 0 || s.SubjectTransform != nil || s.RePublish != nil || s.NoAck || s.Sealed {
 		bad("Stream has a Mirror, Sources, SubjectTransform, RePublish, NoAck or Sealed, want none of them")
@@ -104,7 +106,9 @@ func (c Config) streamConfig() jetstream.StreamConfig {
 	s.Retention = jetstream.LimitsPolicy
 	s.Discard = jetstream.DiscardNew
 	s.AllowDirect = true
-	s.AllowRollup = true
+	// What a publisher could use to remove dead letters, or to have the server store some.
+	s.AllowRollup, s.AllowMsgTTL, s.SubjectDeleteMarkerTTL, s.AllowMsgSchedules = false, false, 0, false
+	s.AllowAtomicPublish, s.AllowBatchPublish = false, false
 	if s.MaxBytes == 0 {
 		s.MaxBytes = defaultMaxBytes
 	}
@@ -124,6 +128,7 @@ type Store struct {
 	cfg Config
 
 	requestTimeout time.Duration // of a request to the JetStream API
+	denied         atomic.Bool   // the server has refused to let this user delete messages
 
 	mu     sync.Mutex
 	bucket jetstream.ObjectStore // made when it is first needed
@@ -156,14 +161,39 @@ func (s *Store) Provision(ctx context.Context) error {
 	if err := s.conflict(have); err != nil {
 		return err
 	}
-	if have.AllowDirect && have.AllowRollup {
+	if have.AllowDirect {
 		return nil
 	}
-	have.AllowDirect, have.AllowRollup = true, true
+	have.AllowDirect = true
 	if _, err := s.js.UpdateStream(ctx, have); err != nil {
-		return fmt.Errorf("dead-letter stream %q: allow direct gets and rollups: %w", want.Name, err)
+		return fmt.Errorf("dead-letter stream %q: allow direct gets: %w", want.Name, err)
 	}
 	return nil
+}
+
+// DenyRollups turns rollups of the dead-letter stream off, and reports whether they
+// were on: with one message, whoever may publish on the subject of one dead letter
+// removes all of them. Versions that discard by a rollup turn them on when an App
+// starts; their discards are refused afterwards.
+//
+// It takes a round trip, and two more if they are on.
+func (s *Store) DenyRollups(ctx context.Context) (were bool, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("dead-letter stream %q: deny rollups: %w", s.cfg.StreamName(), err)
+		}
+	}()
+	r, err := s.readRoom(ctx)
+	if err != nil || !r.rollups {
+		return false, err
+	}
+	if err := s.updateStream(ctx, r, map[string]any{"allow_rollup_hdrs": false}); err != nil {
+		return true, err
+	}
+	if r, err = s.readRoom(ctx); err == nil && r.rollups { // without an error, for the sake of the other setting
+		err = errors.New("the server keeps them, for SubjectDeleteMarkerTTL")
+	}
+	return true, err
 }
 
 // create makes the stream.
@@ -219,8 +249,8 @@ func (s *Store) conflict(have jetstream.StreamConfig) error {
 	if have.AllowMsgCounter {
 		problems = append(problems, "it is for counters")
 	}
-	if have.DenyPurge {
-		problems = append(problems, "it denies purges, which discarding a dead letter needs")
+	if have.DenyDelete {
+		problems = append(problems, "it denies deletes, which discarding a dead letter needs")
 	}
 	if len(problems) == 0 {
 		return nil

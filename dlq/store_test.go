@@ -95,7 +95,10 @@ func TestProvision(t *testing.T) {
 		},
 		{
 			name: "what is ours cannot be changed",
-			give: jetstream.StreamConfig{Discard: jetstream.DiscardOld, MaxBytes: -1},
+			give: jetstream.StreamConfig{
+				Discard: jetstream.DiscardOld, MaxBytes: -1, AllowRollup: true, AllowMsgTTL: true, SubjectDeleteMarkerTTL: time.Hour,
+				AllowMsgSchedules: true, AllowAtomicPublish: true, AllowBatchPublish: true,
+			},
 			want: jetstream.StreamConfig{Name: "DLQ", MaxBytes: -1},
 		},
 	}
@@ -113,9 +116,13 @@ func TestProvision(t *testing.T) {
 			if len(got.Subjects) != 1 || got.Subjects[0] != "monotel.dlq."+tt.want.Name+".>" {
 				t.Errorf("subjects are %q", got.Subjects)
 			}
-			if got.Retention != jetstream.LimitsPolicy || got.Discard != jetstream.DiscardNew || !got.AllowDirect || !got.AllowRollup {
-				t.Errorf("retention %v, discard %v, direct %v, rollup %v; want limits, new, true, true",
-					got.Retention, got.Discard, got.AllowDirect, got.AllowRollup)
+			if got.Retention != jetstream.LimitsPolicy || got.Discard != jetstream.DiscardNew || !got.AllowDirect {
+				t.Errorf("retention %v, discard %v, direct %v; want limits, new, true", got.Retention, got.Discard, got.AllowDirect)
+			}
+			if got.AllowRollup || got.AllowMsgTTL || got.SubjectDeleteMarkerTTL != 0 || got.AllowMsgSchedules || got.AllowAtomicPublish ||
+				got.AllowBatchPublish {
+				t.Errorf("rollup %v, TTL %v, delete marker %v, schedules %v, batches %v and %v; want none of them", got.AllowRollup,
+					got.AllowMsgTTL, got.SubjectDeleteMarkerTTL, got.AllowMsgSchedules, got.AllowAtomicPublish, got.AllowBatchPublish)
 			}
 			if got.MaxBytes != tt.want.MaxBytes || got.MaxAge != tt.want.MaxAge || got.Storage != tt.want.Storage {
 				t.Errorf("max bytes %d, max age %v, storage %v; want %d, %v, %v",
@@ -183,7 +190,7 @@ func TestProvision_conflict(t *testing.T) {
 		{"other subjects inside", func(cfg *jetstream.StreamConfig) {
 			cfg.SubjectTransform = &jetstream.SubjectTransformConfig{Source: ">", Destination: "moved.>"}
 		}, "transform"},
-		{"no purge", func(cfg *jetstream.StreamConfig) { cfg.DenyPurge = true }, "purge"},
+		{"no deletes", func(cfg *jetstream.StreamConfig) { cfg.DenyDelete = true }, "denies deletes"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -244,7 +251,7 @@ func TestProvision_conflict(t *testing.T) {
 }
 
 // TestProvision_older has the stream of an operator, or of an older version,
-// without what reading and discarding need.
+// without what reading needs.
 func TestProvision_older(t *testing.T) {
 	t.Parallel()
 
@@ -253,13 +260,13 @@ func TestProvision_older(t *testing.T) {
 		Name: "DLQ", Subjects: []string{"monotel.dlq.DLQ.>", "more"}, Discard: jetstream.DiscardNew,
 		MaxBytes: 1 << 20, MaxAge: time.Hour, Description: "operator's",
 	})
-	if cfg := b.info(t, "DLQ").Config; cfg.AllowRollup || cfg.AllowDirect {
-		t.Fatal("the stream has direct gets and rollups before")
+	if b.info(t, "DLQ").Config.AllowDirect {
+		t.Fatal("the stream has direct gets before")
 	}
 	b.provisioned(t, dlq.Config{Stream: jetstream.StreamConfig{MaxBytes: 2 << 20}})
 	cfg := b.info(t, "DLQ").Config
-	if !cfg.AllowRollup || !cfg.AllowDirect {
-		t.Errorf("direct gets are %v and rollups %v, want both", cfg.AllowDirect, cfg.AllowRollup)
+	if !cfg.AllowDirect {
+		t.Error("the stream has no direct gets")
 	}
 	if cfg.MaxBytes != 1<<20 || cfg.MaxAge != time.Hour || cfg.Description != "operator's" || len(cfg.Subjects) != 2 {
 		t.Errorf("what is the operator's has changed: %+v", cfg)
@@ -334,7 +341,8 @@ func TestConfig_Validate(t *testing.T) {
 		{name: "no ack", give: jetstream.StreamConfig{NoAck: true}, want: []string{"NoAck"}},
 		{name: "sealed", give: jetstream.StreamConfig{Sealed: true}, want: []string{"Sealed"}},
 		{name: "counters", give: jetstream.StreamConfig{AllowMsgCounter: true}, want: []string{"AllowMsgCounter"}},
-		{name: "no purge", give: jetstream.StreamConfig{DenyPurge: true}, want: []string{"DenyPurge"}},
+		{name: "no deletes", give: jetstream.StreamConfig{DenyDelete: true}, want: []string{"DenyDelete"}},
+		{name: "no purge", give: jetstream.StreamConfig{DenyPurge: true}},
 		{
 			name: "everything", give: jetstream.StreamConfig{
 				Name: "a.b", Subjects: []string{"a"}, Retention: jetstream.InterestPolicy, MaxMsgsPerSubject: 1, Mirror: source,

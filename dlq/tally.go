@@ -53,6 +53,8 @@ func (s State) Open() bool { return s == StateOpen || s == StateReplaying }
 // number of messages and subjects, unless it was just being counted from the start.
 // Then it is counted anew.
 //
+// An Update also finishes discards that it comes across, see [Store.FinishDiscard].
+//
 // It is safe for concurrent use.
 type Tally struct {
 	store  *Store
@@ -67,6 +69,8 @@ type Tally struct {
 	work     *fold     // nil: what there is to know is in the bucket
 	odd      int       // how often in a row something was missing from the stream
 	short    int       // how often in a row its last message was not to be seen
+	traced   []string  // subjects of traces that may have something before them
+	deleted  uint64    // messages that were deleted there, and are not counted as removed yet
 }
 
 // tallyLimits bound what a Tally takes.
@@ -169,6 +173,7 @@ func (t *Tally) update(ctx context.Context) ([]OpenCount, error) {
 		return []OpenCount{}, nil
 	case t.known.at(p):
 		t.behind = time.Time{}
+		t.deleted += t.finish(ctx)
 		return t.known.counts(), nil
 	case t.behind.IsZero():
 		t.behind = time.Now()
@@ -190,10 +195,12 @@ func (t *Tally) update(ctx context.Context) ([]OpenCount, error) {
 		if f == nil || err != nil {
 			return t.known.counts(), err
 		}
+		f.removed, t.deleted = f.removed+t.deleted, 0
 		done, err := t.read(ctx, f, p.last)
 		if err != nil {
 			return nil, err
 		}
+		t.deleted = t.finish(ctx)
 		if !done || f.sequence < p.last && !t.gone() {
 			return t.known.counts(), t.progress(ctx, f)
 		}
@@ -205,6 +212,22 @@ func (t *Tally) update(ctx context.Context) ([]OpenCount, error) {
 			return t.known.counts(), err
 		}
 	}
+}
+
+// finish finishes discards that somebody else has left, for a limited time, and
+// returns how many messages that has deleted. The next Update goes on.
+func (t *Tally) finish(ctx context.Context) (deleted uint64) {
+	const most = time.Second
+	for began := time.Now(); len(t.traced) > 0 && time.Since(began) < most; t.traced = t.traced[1:] {
+		n, err := t.store.FinishDiscard(ctx, t.traced[0])
+		deleted += uint64(n) //nolint:gosec // it is not negative
+		_, answered := errors.AsType[*jetstream.APIError](err)
+		_, refused := errors.AsType[*refusedError](err)
+		if err != nil && !answered && !refused {
+			return deleted
+		}
+	}
+	return deleted
 }
 
 // gone reports whether the stream's last message has been removed by hand, as it
@@ -303,7 +326,7 @@ func (t *Tally) publish(ctx context.Context, f *fold, p position) ([]OpenCount, 
 		return counts, nil // something is missing, and it is not time yet
 	}
 	ok, err := t.save(ctx, &next)
-	f.fromStart, f.base, t.short = false, t.revision, 0
+	f.fromStart, f.closed, f.base, t.short = false, nil, t.revision, 0
 	if !ok || next.Whole {
 		t.work = nil
 	}
@@ -381,16 +404,37 @@ var errTallyGap = errors.New("messages were lost with a connection")
 
 // add takes a message.
 func (t *Tally) add(ctx context.Context, f *fold, subject string, h nats.Header, stored time.Time) error {
+	const most = 50_000
+	if f.leaves(subject, h) && len(t.traced) < most {
+		t.traced = append(t.traced, strings.Clone(subject))
+	}
 	if !f.add(subject, h, stored) {
 		return nil
 	}
-	// It is open again. Its record says since when, and whether there is one.
-	m, err := t.store.next(ctx, t.store.cfg.StreamName(), subject, 1)
-	if m == nil || err != nil {
-		return err
+	// It is open again. Its record says since when, and whether there is one. A
+	// discard is final.
+	var record *storedMsg
+	var header nats.Header
+	for from := uint64(1); ; {
+		m, err := t.store.next(ctx, t.store.cfg.StreamName(), subject, from)
+		if err != nil {
+			return err
+		}
+		if m == nil {
+			break
+		}
+		from = m.Sequence + 1
+		h, err := nats.DecodeHeadersMsg(m.Headers)
+		switch {
+		case err != nil:
+		case ChangeKind(oneLine(first(h, HeaderChange))) == ChangeDiscarded:
+			return nil
+		case record == nil && isRecord(h):
+			record, header = m, h
+		}
 	}
-	if h, err = nats.DecodeHeadersMsg(m.Headers); err == nil && isRecord(h) {
-		f.open(subject, h, m.Time)
+	if record != nil {
+		f.open(subject, header, record.Time)
 	}
 	return nil
 }
@@ -411,12 +455,13 @@ type fold struct {
 	more     []int                // by consumer: open ones that are not among the entries
 	beyond   int                  // the sum of them
 
-	base      uint64    // revision of what it goes on from
-	subjects  uint64    // that the stream should have
-	removed   uint64    // messages that it should lack
-	discards  int       // since that was known
-	fromStart bool      // nothing that it goes on from is known
-	began     time.Time // then
+	base      uint64              // revision of what it goes on from
+	subjects  uint64              // that the stream should have
+	removed   uint64              // messages that it should lack
+	discards  int                 // since that was known
+	fromStart bool                // nothing that it goes on from is known
+	began     time.Time           // then
+	closed    map[uint64]struct{} // hashes of the subjects of records that are not open, when it reads from the start
 }
 
 // An openEntry is small, as there may be a million. A map of them takes about 25
@@ -460,10 +505,31 @@ func (f *fold) add(subject string, h nats.Header, stored time.Time) (lookUp bool
 		return !has && !among
 	case has:
 		delete(f.entries, key)
+		if f.fromStart && len(f.closed) < f.limits.entries {
+			if f.closed == nil {
+				f.closed = make(map[uint64]struct{})
+			}
+			f.closed[key] = struct{}{}
+		}
 	case among:
 		f.close(subject)
 	}
 	return false
+}
+
+// leaves reports whether a message is a trace that may have something before it. When
+// the stream is read from the start, that has come before.
+func (f *fold) leaves(subject string, h nats.Header) bool {
+	if !IsTrace(h) || !hasRead(h, 1) || first(h, jetstream.MsgRollup) != "" { // earlier versions removed it by a rollup
+		return false
+	}
+	if !f.fromStart {
+		return true
+	}
+	key := hashOf(subject)
+	_, open := f.entries[key]
+	_, closed := f.closed[key]
+	return open || closed
 }
 
 // open takes the record of an open dead letter.

@@ -168,7 +168,11 @@ func (s *shop) step(t *testing.T) {
 	case c.Kind == dlq.ChangeFailedAgain:
 		c.Failure = record(1)
 	}
-	if err := s.store.Change(ctx, e, c, nil); err != nil {
+	if c.Kind == dlq.ChangeDiscarded && s.r.IntN(2) == 0 { // and the process ends
+		if err := s.store.DiscardHalf(ctx, e); err != nil {
+			t.Fatal(err)
+		}
+	} else if err := s.store.Change(ctx, e, c, nil); err != nil {
 		t.Fatal(err)
 	}
 	if c.Kind == dlq.ChangeDiscarded {

@@ -60,6 +60,7 @@ func (r *run) openDeadLetters(ctx context.Context) error {
 		return fmt.Errorf("dead letters in stream %q: %w; WithDeadLetters sets that stream's limits, WithoutDeadLetters does without",
 			cfg.StreamName(), jetStreamError(err))
 	}
+	r.denyRollups(ctx, store, cfg.StreamName())
 	d := &deadLetters{store: store, stream: cfg.StreamName(), app: r.app.cfg.name}
 	d.host, _ = os.Hostname() // or it is not known
 	if info, ok := debug.ReadBuildInfo(); ok {
@@ -75,6 +76,21 @@ func (r *run) openDeadLetters(ctx context.Context) error {
 	}
 	r.dead = d
 	return nil
+}
+
+// denyRollups turns off what versions that discard by a rollup have left on. An App
+// that may not do so starts all the same.
+func (r *run) denyRollups(ctx context.Context, store *dlq.Store, stream string) {
+	switch were, err := store.DenyRollups(ctx); {
+	case err != nil && were:
+		r.log.LogAttrs(ctx, slog.LevelWarn, "rollups of the dead-letter stream cannot be turned off: whoever may publish one dead letter can remove all",
+			append(errorAttrs(err, 0), slog.String("stream", stream))...)
+	case err != nil:
+		r.log.LogAttrs(ctx, slog.LevelWarn, "rollups of the dead-letter stream cannot be looked at", append(errorAttrs(err, 0), slog.String("stream", stream))...)
+	case were:
+		r.log.LogAttrs(ctx, slog.LevelWarn, "rollups of the dead-letter stream turned off: tools of earlier versions cannot discard any more",
+			slog.String("stream", stream))
+	}
 }
 
 // isPaused reports whether nobody is to try to store anything for now.

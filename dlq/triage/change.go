@@ -104,6 +104,9 @@ func isObject(data []byte) bool {
 // is left is that it was, who has discarded it, when and why.
 func (d *Desk) Discard(ctx context.Context, e *dlq.Entry, reason string) error {
 	if err := d.allowed(e, "discard", dlq.StateOpen, dlq.StateSent, dlq.StateResolved, dlq.StateArchived); err != nil {
+		if errors.Is(err, ErrState) { // it is discarded
+			_ = d.FinishDiscards(ctx)
+		}
 		return err
 	}
 	return d.apply(ctx, e, dlq.Change{Kind: dlq.ChangeDiscarded, Actor: d.cfg.Actor, Reason: reason})
@@ -146,6 +149,7 @@ func entryError(e *dlq.Entry, err error) *EntryError {
 
 // apply stores a change, and says who was quicker if somebody was.
 func (d *Desk) apply(ctx context.Context, e *dlq.Entry, c dlq.Change) error {
+	_ = d.FinishDiscards(ctx) // or the next change does
 	err := d.store.Change(ctx, e, c, nil)
 	switch {
 	case errors.Is(err, dlq.ErrEntryChanged):

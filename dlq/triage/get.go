@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -63,10 +64,19 @@ func (d *Desk) get(ctx context.Context, id string) (*dlq.Entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look up dead letter %s: %w", id, err)
 	}
-	for subject := range info.State.Subjects {
-		return d.getAt(ctx, subject)
+	// Who may publish dead letters of one consumer can do so with the ID of another's.
+	var found *dlq.Entry
+	err = &NotFoundError{What: "dead letter", ID: id}
+	for _, subject := range slices.Sorted(maps.Keys(info.State.Subjects)) {
+		e, readErr := d.getAt(ctx, subject)
+		if e != nil && e.HasOwnID() && d.store.SubjectOf(e.Record) == subject {
+			return e, readErr
+		}
+		if found == nil && !errors.Is(readErr, ErrNotFound) {
+			found, err = e, readErr
+		}
 	}
-	return nil, &NotFoundError{What: "dead letter", ID: id}
+	return found, err
 }
 
 // getAt reads what is on an entry's subject.
@@ -74,27 +84,44 @@ func (d *Desk) getAt(ctx context.Context, subject string) (*dlq.Entry, error) {
 	id := (&message{subject: subject}).id()
 	var e *dlq.Entry
 	var errs []error
+	var last uint64
 	err := d.messagesOf(ctx, subject, func(m *message) {
-		if dlq.IsChange(m.header) {
-			if c, err := dlq.DecodeChange(m.header, m.data); err == nil && e != nil {
-				c.Sequence = m.sequence
+		first := last == 0
+		last = m.sequence
+		if e != nil && e.State == dlq.StateDiscarded { // which is final
+			e.Later = append(e.Later, m.sequence)
+			return
+		}
+		trace := dlq.IsTrace(m.header)
+		c, changeErr := dlq.DecodeChange(m.header, m.data)
+		switch {
+		case changeErr == nil:
+			c.Sequence = m.sequence
+			if trace {
+				break
+			}
+			if e != nil {
 				e.Apply(c)
 				e.History = append(e.History, c)
-				return
-			} else if m.header.Get(dlq.HeaderVersion) == "" {
-				return
 			}
+			return
+		case e != nil:
+			e.Later = append(e.Later, m.sequence)
+			return
 		}
 		r, err := dlq.Decode(m.header, m.data)
-		if r == nil || e != nil {
+		if r == nil {
 			return
+		}
+		if trace && !first {
+			d.unfinished(subject)
+			errs = nil
 		}
 		if err != nil {
 			errs = append(errs, err)
 		}
 		e = dlq.NewEntry(r, m.sequence, nil)
-		if c, err := dlq.DecodeChange(m.header, nil); err == nil { // discarded
-			c.Sequence = m.sequence
+		if trace {
 			e.Apply(c)
 			e.History = append(e.History, c)
 		}
@@ -105,6 +132,7 @@ func (d *Desk) getAt(ctx context.Context, subject string) (*dlq.Entry, error) {
 	if e == nil {
 		return nil, &NotFoundError{What: "dead letter", ID: id}
 	}
+	e.Last = last // whatever it is: nobody must be able to keep an entry from being changed
 	if err := d.store.Fetch(ctx, e.Record); err != nil {
 		errs = append(errs, err)
 	}
@@ -182,7 +210,8 @@ func (d *Desk) ids(ctx context.Context) ([]string, error) {
 	for subject := range info.State.Subjects {
 		ids = append(ids, subject[strings.LastIndexByte(subject, '.')+1:])
 	}
-	return ids, nil
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
 }
 
 // near returns the few IDs that look most like one that there is not.

@@ -20,13 +20,15 @@ import (
 )
 
 // A replay is run by a child process, which is killed at random points and
-// started again until it is done.
+// started again until it is done. So are discards.
 
 const (
 	childURL = "TRIAGE_TEST_URL"
 	childOp  = "TRIAGE_TEST_OPERATION"
 	// A number of kills, for the long form.
 	killsEnv = "TRIAGE_KILLS"
+
+	discardAll = "discard" // an operation's ID, for a child that discards all
 )
 
 // TestChildProcess is the child, and does nothing in the parent.
@@ -40,6 +42,19 @@ func TestChildProcess(t *testing.T) { //nolint:paralleltest // it has its proces
 	defer nc.Close()
 	d, err := triage.Open(within(t), nc, triage.Config{Actor: "child"})
 	must(t, err)
+	if id == discardAll {
+		var all []*dlq.Entry
+		for e, err := range d.Entries(within(t), triage.Selection{States: []dlq.State{dlq.StateOpen, dlq.StateArchived}}, false) {
+			must(t, err)
+			all = append(all, e)
+		}
+		_, _ = fmt.Fprintln(os.Stdout, "claimed", len(all))
+		for _, e := range all {
+			must(t, d.Discard(within(t), e, "spam"))
+		}
+		_, _ = fmt.Fprintln(os.Stdout, "ended")
+		return
+	}
 	op, err := d.Run(within(t), id, func(o *triage.Operation) {
 		_, _ = fmt.Fprintln(os.Stdout, "claimed", o.Claimed, "in flight", o.InFlight(), o.Status)
 	})
@@ -103,6 +118,70 @@ func TestRun_killed(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestDiscard_killed kills the process that discards: each dead letter is there, or its
+// trace is, once, and the next who changes something finishes what was begun.
+func TestDiscard_killed(t *testing.T) {
+	t.Parallel()
+	kills := 5
+	if n, err := strconv.Atoi(os.Getenv(killsEnv)); err == nil {
+		kills = n
+	}
+	const entries, most = 3000, 200 * time.Millisecond
+	b := setup(t)
+	b.fill(t, entries)
+	n := 0
+	for e, err := range b.desk.Entries(within(t), triage.Selection{}, false) {
+		must(t, err)
+		n++
+		if n%3 == 0 { // some have a history
+			must(t, b.desk.Archive(within(t), e, ""))
+		}
+	}
+	killed, halfDone := 0, 0
+	for done := false; !done; {
+		limit := time.Hour
+		if killed < kills {
+			limit = 10*time.Millisecond + rand.N(most)
+		}
+		if done = b.runChild(t, discardAll, limit); !done {
+			killed++
+		}
+		info := b.info(t)
+		if info.State.NumSubjects != entries {
+			t.Fatalf("there are %d dead letters, want %d", info.State.NumSubjects, entries)
+		}
+		states, seen := make(map[dlq.State]int), make(map[string]bool)
+		for e, err := range b.desk.Entries(within(t), triage.Selection{States: dlq.States()}, true) {
+			must(t, err)
+			if seen[e.ID] || (e.State != dlq.StateDiscarded && len(e.Data) == 0) {
+				t.Fatalf("dead letter %s is listed again, or has no payload", e.ID)
+			}
+			seen[e.ID] = true
+			states[e.State]++
+		}
+		if len(seen) != entries {
+			t.Fatalf("%d are listed, want %d", len(seen), entries)
+		}
+		// Each that is discarded has one message, each that is archived two.
+		if left := int(info.State.Msgs) - entries - states[dlq.StateArchived]; left > 0 {
+			halfDone++
+			t.Logf("killed with %d discarded; %d messages are left before traces", states[dlq.StateDiscarded], left)
+		}
+	}
+	must(t, b.desk.FinishDiscards(within(t))) // this desk has listed what the last one has left
+	if info := b.info(t); info.State.Msgs != entries {
+		t.Errorf("%d messages are left of %d dead letters", info.State.Msgs, entries)
+	}
+	t.Logf("killed %d times, %d of them between a trace and the deletion", killed, halfDone)
+}
+
+func (b *bundle) info(t testing.TB) *jetstream.StreamInfo {
+	t.Helper()
+	s, err := b.js.Stream(within(t), "DLQ")
+	must(t, err)
+	return s.CachedInfo()
 }
 
 // fill stores many dead letters quickly.

@@ -88,27 +88,37 @@ type listing struct {
 // visit looks at a message, which is older than all before it. It reports whether
 // to go on.
 func (l *listing) visit(ctx context.Context, m *message) bool {
-	discarded := false
-	if dlq.IsChange(m.header) {
-		if m.header.Get(dlq.HeaderVersion) == "" {
-			l.seen.add(m)
-			return true
-		}
-		discarded = true // what is left of it is a change and a record
+	if l.seen.isBeforeTrace(m) {
+		l.d.unfinished(m.subject)
+		return true
+	}
+	trace := dlq.IsTrace(m.header)
+	if !trace && dlq.IsChange(m.header) {
+		l.seen.add(m)
+		return true
+	}
+	last, state := m.sequence, dlq.StateOpen
+	switch {
+	case trace:
+		last, state = l.seen.addTrace(m), dlq.StateDiscarded
+	case m.isRecord():
+		state = l.seen.state(m)
 	}
 	if m.sequence > l.sel.Upto {
 		return true
 	}
-	id := m.id()
-	state := l.seen.state(id)
-	if discarded {
-		state = dlq.StateDiscarded
-	}
 	if l.states != nil && !slices.Contains(l.states, state) {
-		delete(l.seen.entries, id)
+		if m.isRecord() {
+			l.seen.drop(m)
+		} else {
+			l.seen.see(m)
+		}
 		return true
 	}
-	e, err := l.d.entry(ctx, m, l.seen, discarded, l.payload)
+	e, err := l.d.entry(ctx, m, l.seen, trace, l.payload)
+	if trace && e != nil {
+		e.Last = last
+	}
 	switch {
 	case e == nil:
 		return l.yield(nil, err)
@@ -122,19 +132,20 @@ func (l *listing) visit(ctx context.Context, m *message) bool {
 }
 
 // entry makes an entry of its record and what was seen later.
-func (d *Desk) entry(ctx context.Context, m *message, seen *laters, discarded, payload bool) (*dlq.Entry, error) {
+func (d *Desk) entry(ctx context.Context, m *message, seen *laters, trace, payload bool) (*dlq.Entry, error) {
 	r, err := m.record(!payload)
 	if r == nil {
+		seen.see(m) // it is on the subject all the same
 		return nil, fmt.Errorf("message %d of stream %q: %w", m.sequence, d.cfg.Stream, err)
 	}
 	e := dlq.NewEntry(r, m.sequence, nil)
-	if discarded {
+	if trace {
 		if c, changeErr := dlq.DecodeChange(m.header, nil); changeErr == nil {
 			c.Sequence = m.sequence
 			e.Apply(c)
 		}
 	}
-	seen.take(e, m.id())
+	seen.take(e, m)
 	if payload {
 		err = joined(err, d.loadCurrent(ctx, e))
 	}

@@ -98,6 +98,7 @@ func (d *Desk) Run(ctx context.Context, id string, progress func(*Operation)) (*
 		err := joined(fmt.Errorf("operation %s is cancelled: %w", id, ErrState), d.giveBack(ctx, s))
 		return s.operation(s.Counted), err
 	}
+	_ = d.FinishDiscards(ctx) // or the next change does
 	r := &runner{
 		d: d, js: js, id: id, s: s, progress: progress, slots: make(chan struct{}, inWork),
 		counted: s.Counted.clone(), renewed: time.Now().Round(0),
@@ -793,7 +794,7 @@ func (r *runner) replay(ctx context.Context, j *job) (why string, err error) {
 		return why, err
 	}
 	if e.Last != it.last {
-		return r.again(ctx, e, claimed)
+		return r.again(ctx, e, it.last, claimed)
 	}
 	return r.claimAndSend(ctx, e, claimed)
 }
@@ -834,10 +835,12 @@ func (r *runner) read(ctx context.Context, it item, m *message) (e *dlq.Entry, w
 }
 
 // again deals with an entry that is not as it was selected: this operation was
-// interrupted while it had it in hand, or somebody else has done something.
-func (r *runner) again(ctx context.Context, e *dlq.Entry, claimed func(uint64)) (why string, err error) {
-	var mine *dlq.Change
+// interrupted while it had it in hand, or somebody else has done something. known is
+// the last message on its subject that was known before.
+func (r *runner) again(ctx context.Context, e *dlq.Entry, known uint64, claimed func(uint64)) (why string, err error) {
+	var mine, last *dlq.Change
 	for _, c := range e.History {
+		last = c
 		if c.Operation == r.id {
 			mine = c
 		}
@@ -845,16 +848,18 @@ func (r *runner) again(ctx context.Context, e *dlq.Entry, claimed func(uint64)) 
 	switch {
 	case e.State == dlq.StateDiscarded:
 		return "discarded meanwhile", nil
-	case mine != nil && mine.Kind == dlq.ChangeEdited && e.Last == mine.Sequence:
+	case mine != nil && mine.Kind == dlq.ChangeEdited && last == mine:
 		return r.claimAndSend(ctx, e, claimed)
-	case mine != nil && mine.Kind == dlq.ChangeReplaying && e.Last == mine.Sequence:
+	case mine != nil && mine.Kind == dlq.ChangeReplaying && last == mine:
 		return "", r.resend(ctx, e, mine.Sequence)
 	case mine != nil && mine.Kind != dlq.ChangeEdited:
 		return "", nil // it has its outcome, or was released
 	case e.State == dlq.StateReplaying:
 		return fmt.Sprintf("being replayed by %s, operation %s", e.Actor, e.Operation), nil
+	case last == nil || last.Sequence <= known: // what came is no change
+		return r.claimAndSend(ctx, e, claimed)
 	}
-	return fmt.Sprintf("%s meanwhile by %s", e.History[len(e.History)-1].Kind, e.Actor), nil
+	return fmt.Sprintf("%s meanwhile by %s", last.Kind, e.Actor), nil
 }
 
 // resend sends what was claimed before, unless that was done already.
@@ -977,7 +982,7 @@ func (r *runner) claimAndSend(ctx context.Context, e *dlq.Entry, claimed func(ui
 		case err != nil:
 			return "", err
 		}
-		return r.again(ctx, now, claimed)
+		return r.again(ctx, now, e.Last, claimed)
 	case errors.Is(err, dlq.ErrStreamFull):
 		return "", fmt.Errorf("%w: raise its limit, such as with `nats stream edit %s --max-bytes 2GiB`", ErrFull, r.d.cfg.Stream)
 	case err != nil:
@@ -1345,7 +1350,7 @@ func (r *runner) resume(ctx context.Context) error {
 		switch {
 		case e == nil: // it is sent, or gone
 			return ignore(err, ErrNotFound)
-		case e.Last != claim: // somebody has taken it by force
+		case len(e.History) == 0 || e.History[len(e.History)-1].Sequence != claim: // somebody has taken it by force
 			return nil
 		}
 		return r.sendEntry(ctx, e, claim)
@@ -1373,8 +1378,9 @@ func (d *Desk) Tried(ctx context.Context, id string) (tried, remaining []string,
 		if err != nil {
 			return tried, remaining, fmt.Errorf("entries of operation %s: %w", id, err)
 		}
-		mine := false
+		mine, discarded := false, false
 		err = d.messagesOf(ctx, m.subject, func(m *message) {
+			discarded = discarded || dlq.IsTrace(m.header)
 			c, err := dlq.DecodeChange(m.header, nil)
 			if err != nil || c.Operation != id || c.Kind == dlq.ChangeEdited {
 				return
@@ -1383,6 +1389,9 @@ func (d *Desk) Tried(ctx context.Context, id string) (tried, remaining []string,
 		})
 		if err != nil {
 			return tried, remaining, fmt.Errorf("entries of operation %s: %w", id, err)
+		}
+		if discarded {
+			continue
 		}
 		if mine {
 			tried = append(tried, m.id())

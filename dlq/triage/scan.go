@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -50,6 +52,11 @@ type message struct {
 }
 
 func (m *message) id() string { return m.subject[strings.LastIndexByte(m.subject, '.')+1:] }
+
+// isRecord reports whether the message is a dead letter, or the trace of one.
+func (m *message) isRecord() bool {
+	return m.header.Get(dlq.HeaderVersion) != "" && m.header.Get(dlq.HeaderID) != ""
+}
 
 // payloadSize is about what the payload takes, which may be elsewhere.
 func (m *message) payloadSize() int {
@@ -420,19 +427,27 @@ type later struct {
 	actor, operation            string
 	replays, failures, revision int32
 	revisionSequence            uint64
+	sequences                   []uint64 // of what is on its subject after the record, newest first
 	failure                     *dlq.Record
 }
 
-// laters keeps what was seen of entries. Its memory follows the entries that were
-// changed, and of those the ones whose record is still to come.
+// laters keeps what was seen of entries, by the hashes of their subjects: anybody who
+// may publish a dead letter can put another's ID into its subject. Its memory follows
+// the entries that were changed and whose record is still to come, and takes about 10
+// bytes for each that is discarded.
 type laters struct {
-	entries map[string]*later
-	names   map[string]string // few, so each is kept once
+	entries map[uint64]*later
+	traced  map[uint64]struct{} // those whose trace was seen
+	names   map[string]string   // few, so each is kept once
 }
 
 func newLaters() *laters {
-	return &laters{entries: make(map[string]*later), names: make(map[string]string)}
+	return &laters{entries: make(map[uint64]*later), traced: make(map[uint64]struct{}), names: make(map[string]string)}
 }
+
+var subjectSeed = maphash.MakeSeed()
+
+func hashOf(subject string) uint64 { return maphash.String(subjectSeed, subject) }
 
 func (l *laters) name(s string) string {
 	if known, ok := l.names[s]; ok {
@@ -452,14 +467,12 @@ func (l *laters) add(m *message) {
 	if err != nil {
 		return
 	}
-	id := m.id()
-	e := l.entries[id]
-	if e == nil {
-		e = &later{state: dlq.State(l.name(string(c.To()))), last: m.sequence, actor: l.name(c.Actor)}
+	e := l.see(m)
+	if e.state == "" || c.Kind == dlq.ChangeDiscarded { // a discard is final
+		e.state, e.actor, e.changed = dlq.State(l.name(string(c.To()))), l.name(c.Actor), 0
 		if !c.Time.IsZero() {
 			e.changed = c.Time.UnixNano()
 		}
-		l.entries[strings.Clone(id)] = e
 	}
 	if e.operation == "" {
 		e.operation = l.name(c.Operation)
@@ -479,25 +492,64 @@ func (l *laters) add(m *message) {
 	}
 }
 
+// see notes a message that is none of the records, and returns what was seen of its
+// entry. If that is nothing, the message is the last on its subject.
+func (l *laters) see(m *message) *later {
+	key := hashOf(m.subject)
+	e := l.entries[key]
+	if e == nil {
+		e = &later{last: m.sequence}
+		l.entries[key] = e
+	}
+	e.sequences = append(e.sequences, m.sequence)
+	return e
+}
+
+// isBeforeTrace reports whether the message is older than the trace on its subject.
+func (l *laters) isBeforeTrace(m *message) bool {
+	_, ok := l.traced[hashOf(m.subject)]
+	return ok
+}
+
+// addTrace takes the trace of an entry. What came after it does not count, but for
+// that it was there.
+func (l *laters) addTrace(m *message) (last uint64) {
+	key := hashOf(m.subject)
+	last = m.sequence
+	if e := l.entries[key]; e != nil {
+		last = e.last
+		delete(l.entries, key)
+	}
+	if m.header.Get(jetstream.MsgRollup) == "" { // earlier versions removed what was before it by a rollup
+		l.traced[key] = struct{}{}
+	}
+	return last
+}
+
 // state is that of an entry whose record has come.
-func (l *laters) state(id string) dlq.State {
-	if e := l.entries[id]; e != nil && e.state != "" {
+func (l *laters) state(m *message) dlq.State {
+	if e := l.entries[hashOf(m.subject)]; e != nil && e.state != "" {
 		return e.state
 	}
 	return dlq.StateOpen
 }
 
+// drop forgets what was kept for an entry.
+func (l *laters) drop(m *message) { delete(l.entries, hashOf(m.subject)) }
+
 // take completes an entry and forgets what was kept for it.
-func (l *laters) take(e *dlq.Entry, id string) {
-	k := l.entries[id]
+func (l *laters) take(e *dlq.Entry, m *message) {
+	k := l.entries[hashOf(m.subject)]
 	if k == nil {
 		return
 	}
-	delete(l.entries, id)
-	e.State, e.Last, e.Actor, e.Operation = k.state, k.last, k.actor, k.operation
+	l.drop(m)
+	e.State, e.Last, e.Actor, e.Operation = cmp.Or(k.state, e.State), k.last, k.actor, k.operation
 	if k.changed != 0 {
 		e.Changed = time.Unix(0, k.changed).UTC()
 	}
+	slices.Reverse(k.sequences)
+	e.Later = k.sequences
 	e.Replays, e.Failures, e.Revision, e.RevisionSequence = int(k.replays), int(k.failures), int(k.revision), k.revisionSequence
 	if k.failure != nil {
 		e.Failure = k.failure

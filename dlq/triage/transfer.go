@@ -85,6 +85,9 @@ func (d *Desk) exportLine(ctx context.Context, e *dlq.Entry) (*exportLine, error
 	line := &exportLine{ID: e.ID}
 	var objects []string
 	err := d.messagesOf(ctx, d.store.SubjectOf(e.Record), func(m *message) {
+		if dlq.IsTrace(m.header) { // what is before it is to be deleted
+			line.Messages, objects = nil, nil
+		}
 		line.Messages = append(line.Messages, exportMessage{m.stored.UTC(), m.header, m.data})
 		for _, key := range []string{dlq.HeaderBodyObject, dlq.HeaderHeadersObject} {
 			if name := m.header.Get(key); name != "" {
@@ -186,6 +189,9 @@ func (d *Desk) Import(ctx context.Context, r io.Reader) (n Imported, err error) 
 
 // importLine stores one dead letter. It goes on where an earlier import ended.
 func (d *Desk) importLine(ctx context.Context, line *exportLine) (present bool, err error) {
+	if i := slices.IndexFunc(line.Messages, func(m exportMessage) bool { return dlq.IsTrace(m.Header) }); i > 0 {
+		line.Messages, line.Objects = line.Messages[i:], nil // an earlier version has exported what was to be deleted
+	}
 	if len(line.Messages) == 0 {
 		return false, fmt.Errorf("%w: it has no messages", ErrInvalid)
 	}

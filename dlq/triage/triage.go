@@ -174,6 +174,8 @@ type Desk struct {
 	handle jetstream.Stream // made when they are first needed
 	bucket jetstream.KeyValue
 
+	halfDone map[string]struct{} // subjects of discarded entries that have something before their trace
+
 	replicated atomic.Bool // the stream has more replicas than one, as was last seen
 }
 

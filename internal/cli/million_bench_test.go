@@ -125,6 +125,10 @@ func BenchmarkMillion(b *testing.B) {
 	for _, rate := range []int{100, 1000, 5000} {
 		once("impl=replay"+strconv.Itoa(rate), func(b *testing.B) { replay(b, min(rate*10, n/10), "--rate", strconv.Itoa(rate)+"/s") })
 	}
+	once("impl=discard", func(b *testing.B) { // last, since it changes what the others read
+		const most = 10_000
+		monotel(b, "discard", "--all", "--limit", strconv.Itoa(min(most, n/4)), "--yes", "--quiet") //nolint:mnd // of those that are open still
+	})
 }
 
 // watchMemory looks at the most memory that a process has had, until it has

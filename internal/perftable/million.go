@@ -43,6 +43,7 @@ var figures = []figure{
 	{impl: "replay100", title: "`replay --rate 100/s`", asked: 100},
 	{impl: "replay1000", title: "`replay --rate 1000/s`", asked: 1000},
 	{impl: "replay5000", title: "`replay --rate 5000/s`", asked: 5000},
+	{impl: "discard", title: "`discard`, 10 000 of them"},
 }
 
 // millionSection renders the figures.
