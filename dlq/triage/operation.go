@@ -329,9 +329,14 @@ const (
 	bucketBytes  = 256 << 20
 	codeNoRoom   = 10047
 	codeNoRoomIn = 10005
+
+	kvOperation = "KV-Operation" // header of what is not a value, but says that a key was removed
 )
 
 func (d *Desk) bucketName() string { return d.cfg.Stream + "_OPERATIONS" }
+
+// bucketStream is the bucket's stream.
+func (d *Desk) bucketStream() string { return "KV_" + d.bucketName() }
 
 // operations is the bucket that holds operations, made when it is first needed.
 func (d *Desk) operations(ctx context.Context, create bool) (jetstream.KeyValue, error) {
@@ -495,24 +500,45 @@ func (d *Desk) load(ctx context.Context, id string) (*stored, error) {
 	}
 	value, err := kv.Get(ctx, operationKey(id))
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return nil, d.noOperation(ctx, kv, id)
+		return nil, d.noOperation(ctx, id)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("operation %s: %w", id, err)
 	}
-	s := &stored{revision: value.Revision()}
-	if err := json.Unmarshal(value.Value(), s); err != nil {
-		return nil, fmt.Errorf("operation %s cannot be read: %w", id, err)
+	s, err := decodeStored(id, value.Value(), value.Revision())
+	if err == nil && s.Status == StatusRunning {
+		err = d.silences(ctx, map[*stored]time.Time{s: value.Created()})
 	}
-	if s.Status == StatusRunning {
-		// Both times are the server's: those of two hosts may be minutes apart.
-		bucket, err := d.js.Stream(ctx, "KV_"+d.bucketName())
-		if err != nil {
-			return nil, fmt.Errorf("operation %s: when it was written: %w", id, err)
-		}
-		s.silent = bucket.CachedInfo().TimeStamp.Sub(value.Created())
+	if err != nil {
+		return nil, err
 	}
 	return s, nil
+}
+
+// decodeStored reads what is stored of an operation.
+func decodeStored(id string, value []byte, revision uint64) (*stored, error) {
+	s := &stored{revision: revision}
+	if err := json.Unmarshal(value, s); err != nil {
+		return nil, fmt.Errorf("operation %s cannot be read: %w", id, err)
+	}
+	return s, nil
+}
+
+// silences notes how long ago running operations were written, given when that was.
+// Both times are the server's: those of two hosts may be minutes apart.
+func (d *Desk) silences(ctx context.Context, written map[*stored]time.Time) error {
+	if len(written) == 0 {
+		return nil
+	}
+	bucket, err := d.js.Stream(ctx, d.bucketStream())
+	if err != nil {
+		return fmt.Errorf("when operations were written: %w", err)
+	}
+	now := bucket.CachedInfo().TimeStamp
+	for s, at := range written {
+		s.silent = now.Sub(at)
+	}
+	return nil
 }
 
 func validOperationID(id string) bool {
@@ -521,28 +547,34 @@ func validOperationID(id string) bool {
 	}) < 0
 }
 
-func (d *Desk) noOperation(ctx context.Context, kv jetstream.KeyValue, id string) error {
-	ids, err := operationIDs(ctx, kv)
+func (d *Desk) noOperation(ctx context.Context, id string) error {
+	all, err := d.storedOperations(ctx)
 	if err != nil {
 		return err
+	}
+	ids := make([]string, 0, len(all))
+	for _, m := range all {
+		ids = append(ids, m.id())
 	}
 	return &NotFoundError{What: "operation", ID: id, Near: near(ids, id)}
 }
 
-// operationIDs lists them, newest first.
-func operationIDs(ctx context.Context, kv jetstream.KeyValue) ([]string, error) {
-	lister, err := kv.ListKeysFiltered(ctx, operationKey("*"))
+// storedOperations returns what the bucket has of operations, newest first. It reads by
+// batched gets: a list of keys would take a push consumer, for which readers would need
+// one more right.
+func (d *Desk) storedOperations(ctx context.Context) ([]*message, error) {
+	found := make(map[string]*message) // one that is changed meanwhile may come twice
+	err := d.messagesIn(ctx, d.bucketStream(), "$KV."+d.bucketName()+"."+operationKey("*"), func(m *message) {
+		if m.header.Get(kvOperation) == "" {
+			found[m.subject] = m
+		} else { // it was removed
+			delete(found, m.subject)
+		}
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list operations: %w", err)
 	}
-	defer func() { _ = lister.Stop() }()
-	var ids []string
-	for key := range lister.Keys() {
-		ids = append(ids, strings.TrimPrefix(key, operationKey("")))
-	}
-	slices.Sort(ids)
-	slices.Reverse(ids)
-	return ids, nil
+	return slices.SortedFunc(maps.Values(found), func(a, b *message) int { return strings.Compare(b.subject, a.subject) }), nil
 }
 
 // update changes what is stored of an operation, unless somebody else has done so
@@ -627,29 +659,35 @@ func (d *Desk) count(ctx context.Context, n *counted, id string) error {
 // Operations lists operations, newest first, with the numbers that were written
 // down last. Plans that were not run are among them as [StatusPlanned].
 func (d *Desk) Operations(ctx context.Context) ([]*Operation, error) {
-	kv, err := d.operations(ctx, false)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
+	if _, err := d.operations(ctx, false); errors.Is(err, jetstream.ErrBucketNotFound) {
 		return nil, nil
+	} else if err != nil {
+		return nil, err
 	}
+	messages, err := d.storedOperations(ctx)
 	if err != nil {
 		return nil, err
 	}
-	ids, err := operationIDs(ctx, kv)
-	if err != nil {
-		return nil, err
-	}
-	var all []*Operation
-	for _, id := range ids {
-		s, err := d.load(ctx, id)
-		if errors.Is(err, ErrNotFound) {
-			continue // removed since
-		}
+	var all []*stored
+	running := make(map[*stored]time.Time)
+	for _, m := range messages {
+		s, err := decodeStored(m.id(), m.data, m.sequence)
 		if err != nil {
-			return all, err
+			return nil, err
 		}
-		all = append(all, s.operation(s.Counted))
+		if s.Status == StatusRunning {
+			running[s] = m.stored
+		}
+		all = append(all, s)
 	}
-	return all, nil
+	if err := d.silences(ctx, running); err != nil {
+		return nil, err
+	}
+	operations := make([]*Operation, 0, len(all))
+	for _, s := range all {
+		operations = append(operations, s.operation(s.Counted))
+	}
+	return operations, nil
 }
 
 // Pause has the process that runs an operation stop sending. What is sent goes on
