@@ -46,7 +46,7 @@ func newRestricted(t *testing.T, list *permissions.List) *restricted {
 		Users: []*server.User{
 			{Username: "admin", Password: "pw", Account: account},
 			{Username: "app", Password: "pw", Account: account, Permissions: onlyThose(list)},
-			{Username: "settled", Password: "pw", Account: account, Permissions: onlyThose(list.Without("Create"))},
+			{Username: "settled", Password: "pw", Account: account, Permissions: onlyThose(list.Without("Create").WithInbox("_INBOX_settled"))},
 		},
 	})
 	if err != nil {
@@ -86,11 +86,16 @@ func (r *restricted) url(user string) string {
 	return u.String()
 }
 
-// app starts an App as a user.
+// app starts an App as a user: "app", or "settled", who may make and change nothing, nor
+// see the answers to others.
 func (r *restricted) app(user string, opts []mono.Option, modules ...mono.Module) *mono.App {
 	r.t.Helper()
+	connection := []nats.Option{nats.Name(user), nats.Timeout(patience)}
+	if user == "settled" {
+		connection = append(connection, nats.CustomInboxPrefix("_INBOX_settled"))
+	}
 	return runApp(r.t, append([]mono.Option{
-		mono.WithNATS(r.url(user), nats.Name(user), nats.Timeout(patience)), mono.WithLogger(r.log.logger()), mono.WithName("shop"),
+		mono.WithNATS(r.url(user), connection...), mono.WithLogger(r.log.logger()), mono.WithName("shop"),
 	}, opts...), modules...)
 }
 

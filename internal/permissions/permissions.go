@@ -48,6 +48,17 @@ func (l *List) Without(sections ...string) *List {
 	})}
 }
 
+// WithInbox returns the list with another prefix of answers in place of _INBOX.
+func (l *List) WithInbox(prefix string) *List {
+	other := l.Without()
+	for i, e := range other.Entries {
+		if e.Subject == "_INBOX.>" {
+			other.Entries[i].Subject = prefix + ".>"
+		}
+	}
+	return other
+}
+
 // Repeat adds the entries with some names in their subjects once more, with others:
 // names are pairs of one and the other.
 func (l *List) Repeat(names ...string) {
