@@ -329,14 +329,9 @@ const (
 	bucketBytes  = 256 << 20
 	codeNoRoom   = 10047
 	codeNoRoomIn = 10005
-
-	kvOperation = "KV-Operation" // header of what is not a value, but says that a key was removed
 )
 
 func (d *Desk) bucketName() string { return d.cfg.Stream + "_OPERATIONS" }
-
-// bucketStream is the bucket's stream.
-func (d *Desk) bucketStream() string { return "KV_" + d.bucketName() }
 
 // operations is the bucket that holds operations, made when it is first needed.
 func (d *Desk) operations(ctx context.Context, create bool) (jetstream.KeyValue, error) {
@@ -505,40 +500,19 @@ func (d *Desk) load(ctx context.Context, id string) (*stored, error) {
 	if err != nil {
 		return nil, fmt.Errorf("operation %s: %w", id, err)
 	}
-	s, err := decodeStored(id, value.Value(), value.Revision())
-	if err == nil && s.Status == StatusRunning {
-		err = d.silences(ctx, map[*stored]time.Time{s: value.Created()})
-	}
-	if err != nil {
-		return nil, err
-	}
-	return s, nil
-}
-
-// decodeStored reads what is stored of an operation.
-func decodeStored(id string, value []byte, revision uint64) (*stored, error) {
-	s := &stored{revision: revision}
-	if err := json.Unmarshal(value, s); err != nil {
+	s := &stored{revision: value.Revision()}
+	if err := json.Unmarshal(value.Value(), s); err != nil {
 		return nil, fmt.Errorf("operation %s cannot be read: %w", id, err)
 	}
+	if s.Status == StatusRunning {
+		// Both times are the server's: those of two hosts may be minutes apart.
+		bucket, err := d.js.Stream(ctx, "KV_"+d.bucketName())
+		if err != nil {
+			return nil, fmt.Errorf("operation %s: when it was written: %w", id, err)
+		}
+		s.silent = bucket.CachedInfo().TimeStamp.Sub(value.Created())
+	}
 	return s, nil
-}
-
-// silences notes how long ago running operations were written, given when that was.
-// Both times are the server's: those of two hosts may be minutes apart.
-func (d *Desk) silences(ctx context.Context, written map[*stored]time.Time) error {
-	if len(written) == 0 {
-		return nil
-	}
-	bucket, err := d.js.Stream(ctx, d.bucketStream())
-	if err != nil {
-		return fmt.Errorf("when operations were written: %w", err)
-	}
-	now := bucket.CachedInfo().TimeStamp
-	for s, at := range written {
-		s.silent = now.Sub(at)
-	}
-	return nil
 }
 
 func validOperationID(id string) bool {
@@ -548,33 +522,45 @@ func validOperationID(id string) bool {
 }
 
 func (d *Desk) noOperation(ctx context.Context, id string) error {
-	all, err := d.storedOperations(ctx)
+	ids, err := d.operationIDs(ctx)
 	if err != nil {
 		return err
-	}
-	ids := make([]string, 0, len(all))
-	for _, m := range all {
-		ids = append(ids, m.id())
 	}
 	return &NotFoundError{What: "operation", ID: id, Near: near(ids, id)}
 }
 
-// storedOperations returns what the bucket has of operations, newest first. It reads by
-// batched gets: a list of keys would take a push consumer, for which readers would need
-// one more right.
-func (d *Desk) storedOperations(ctx context.Context) ([]*message, error) {
-	found := make(map[string]*message) // one that is changed meanwhile may come twice
-	err := d.messagesIn(ctx, d.bucketStream(), "$KV."+d.bucketName()+"."+operationKey("*"), func(m *message) {
-		if m.header.Get(kvOperation) == "" {
-			found[m.subject] = m
-		} else { // it was removed
-			delete(found, m.subject)
+// operationIDs lists them, newest first.
+func (d *Desk) operationIDs(ctx context.Context) ([]string, error) {
+	ids, err := d.keys(ctx, operationKey("*"))
+	if err != nil {
+		return nil, err
+	}
+	for i, key := range ids {
+		ids[i] = strings.TrimPrefix(key, operationKey(""))
+	}
+	slices.Sort(ids)
+	slices.Reverse(ids)
+	return ids, nil
+}
+
+// keys lists the keys of a pattern. It reads by batched gets: the bucket's own list takes
+// a push consumer, for which readers would need one more right.
+func (d *Desk) keys(ctx context.Context, pattern string) ([]string, error) {
+	const removed = "KV-Operation" // header of what is no value
+	prefix := "$KV." + d.bucketName() + "."
+	found := make(map[string]struct{}) // one that is changed meanwhile may come twice
+	err := d.messagesIn(ctx, "KV_"+d.bucketName(), prefix+pattern, func(m *message) {
+		key := strings.TrimPrefix(m.subject, prefix)
+		if m.header.Get(removed) == "" {
+			found[key] = struct{}{}
+		} else {
+			delete(found, key)
 		}
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list operations: %w", err)
 	}
-	return slices.SortedFunc(maps.Values(found), func(a, b *message) int { return strings.Compare(b.subject, a.subject) }), nil
+	return slices.Collect(maps.Keys(found)), nil
 }
 
 // update changes what is stored of an operation, unless somebody else has done so
@@ -659,35 +645,29 @@ func (d *Desk) count(ctx context.Context, n *counted, id string) error {
 // Operations lists operations, newest first, with the numbers that were written
 // down last. Plans that were not run are among them as [StatusPlanned].
 func (d *Desk) Operations(ctx context.Context) ([]*Operation, error) {
-	if _, err := d.operations(ctx, false); errors.Is(err, jetstream.ErrBucketNotFound) {
+	_, err := d.operations(ctx, false)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		return nil, nil
-	} else if err != nil {
-		return nil, err
 	}
-	messages, err := d.storedOperations(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var all []*stored
-	running := make(map[*stored]time.Time)
-	for _, m := range messages {
-		s, err := decodeStored(m.id(), m.data, m.sequence)
-		if err != nil {
-			return nil, err
-		}
-		if s.Status == StatusRunning {
-			running[s] = m.stored
-		}
-		all = append(all, s)
-	}
-	if err := d.silences(ctx, running); err != nil {
+	ids, err := d.operationIDs(ctx)
+	if err != nil {
 		return nil, err
 	}
-	operations := make([]*Operation, 0, len(all))
-	for _, s := range all {
-		operations = append(operations, s.operation(s.Counted))
+	var all []*Operation
+	for _, id := range ids {
+		s, err := d.load(ctx, id)
+		if errors.Is(err, ErrNotFound) {
+			continue // removed since
+		}
+		if err != nil {
+			return all, err
+		}
+		all = append(all, s.operation(s.Counted))
 	}
-	return operations, nil
+	return all, nil
 }
 
 // Pause has the process that runs an operation stop sending. What is sent goes on
