@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -26,8 +27,8 @@ const (
 var ErrObjectBroken = errors.New("the object is not whole")
 
 // readObject reads an object. It is an [ErrObjectBroken] if its size or digest is not
-// that of its description. It takes no more memory than the description says, and no
-// more than there is.
+// that of its description. Its memory follows what there is, and not what the
+// description says.
 func (s *Store) readObject(ctx context.Context, bucket jetstream.ObjectStore, name string) ([]byte, error) {
 	info, err := bucket.GetInfo(ctx, name)
 	if err != nil {
@@ -36,34 +37,31 @@ func (s *Store) readObject(ctx context.Context, bucket jetstream.ObjectStore, na
 	if info.NUID == "" || info.Opts != nil && info.Opts.Link != nil { // what is linked is not ours
 		return nil, jetstream.ErrBadObjectMeta
 	}
-	data := make([]byte, 0, min(info.Size, objectBytes))
+	var parts [][]byte
+	size, digest := uint64(0), sha256.New()
 	subject := fmt.Sprintf("$O.%s.C.%s", s.cfg.bucketName(), info.NUID)
-	for from := uint64(1); uint64(len(data)) < info.Size; {
+	for from := uint64(1); size < info.Size; {
 		last := uint64(0)
 		err := s.chunks(ctx, subject, from, func(sequence uint64, chunk []byte) error {
-			if uint64(len(chunk)) > info.Size-uint64(len(data)) {
+			if size += uint64(len(chunk)); size > info.Size {
 				return fmt.Errorf("%w: it has more than %d bytes", ErrObjectBroken, info.Size)
 			}
-			data, last = append(data, chunk...), sequence
+			digest.Write(chunk)
+			parts, last = append(parts, chunk), sequence
 			return nil
 		})
 		if err != nil {
 			return nil, err
 		}
 		if last == 0 {
-			return nil, fmt.Errorf("%w: it has %d of %d bytes", ErrObjectBroken, len(data), info.Size)
+			return nil, fmt.Errorf("%w: it has %d of %d bytes", ErrObjectBroken, size, info.Size)
 		}
 		from = last + 1
 	}
-	if info.Size == 0 {
-		return data, nil
-	}
-	digest := sha256.New()
-	digest.Write(data)
-	if jetstream.GetObjectDigestValue(digest) != info.Digest {
+	if size > 0 && jetstream.GetObjectDigestValue(digest) != info.Digest {
 		return nil, fmt.Errorf("%w: %w", ErrObjectBroken, jetstream.ErrDigestMismatch)
 	}
-	return data, nil
+	return slices.Concat(parts...), nil
 }
 
 // chunks calls f for the next messages of a subject, as many as come, and for none if
@@ -121,7 +119,7 @@ func (s *Store) objectNames(ctx context.Context, prefix string) ([]string, error
 		Filter string `json:"subjects_filter"`
 		Offset int    `json:"offset,omitempty"`
 	}
-	before := fmt.Sprintf("$O.%s.M.", s.cfg.bucketName())
+	before, stream := fmt.Sprintf("$O.%s.M.", s.cfg.bucketName()), objectPrefix+s.cfg.bucketName()
 	var names []string
 	for offset := 0; ; { // a page has up to 100 000 subjects
 		var resp struct {
@@ -130,7 +128,7 @@ func (s *Store) objectNames(ctx context.Context, prefix string) ([]string, error
 				Subjects map[string]uint64 `json:"subjects"`
 			} `json:"state"`
 		}
-		if err := s.api(ctx, opStreamInfo, objectPrefix+s.cfg.bucketName(), request{Filter: before + "*", Offset: offset}, &resp); err != nil {
+		if err := s.api(ctx, opStreamInfo, stream, request{Filter: before + "*", Offset: offset}, &resp); err != nil {
 			return names, err
 		}
 		for subject := range resp.State.Subjects {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -226,9 +227,7 @@ func (r *restricted) operation(id string, change map[string]any) {
 	if err := json.Unmarshal(value.Value(), &stored); err != nil {
 		r.t.Fatal(err)
 	}
-	for k, v := range change {
-		stored[k] = v
-	}
+	maps.Copy(stored, change)
 	data, err := json.Marshal(stored)
 	if err != nil {
 		r.t.Fatal(err)
