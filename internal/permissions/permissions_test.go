@@ -60,7 +60,9 @@ func TestRead(t *testing.T) {
 	}
 	want := map[string][]permissions.Entry{
 		"one": {
-			{Subject: "a.*", Section: "First"}, {Subject: "a.b", Section: "First"}, {Subject: "ORDERS.billing.>", Section: "Second"},
+			{Subject: "a.*", Section: "First"},
+			{Subject: "a.b", Section: "First"},
+			{Subject: "ORDERS.billing.>", Section: "Second"},
 			{Subject: "_INBOX.>", Subscribe: true, Section: "First"},
 		},
 		"two": {{Subject: "b"}},
