@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -482,12 +481,8 @@ func (s *Store) deleteObjects(ctx context.Context, e *Entry) {
 	}
 	names := []string{e.ID, e.ID + ".headers"} // and not what the record says, which may be another's
 	if e.Revision > 0 {
-		all, _ := bucket.List(ctx) // or none is left
-		for _, o := range all {
-			if strings.HasPrefix(o.Name, e.ID+".r") {
-				names = append(names, o.Name)
-			}
-		}
+		revisions, _ := s.objectNames(ctx, e.ID+".r") // or none is left
+		names = append(names, revisions...)
 	}
 	for _, name := range names {
 		_ = bucket.Delete(ctx, name)
@@ -523,7 +518,7 @@ func (s *Store) Object(ctx context.Context, name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := bucket.GetBytes(ctx, name)
+	data, err := s.readObject(ctx, bucket, name)
 	if err != nil {
 		return nil, fmt.Errorf("object %q: %w", name, err)
 	}

@@ -329,13 +329,13 @@ func (s *Store) Fetch(ctx context.Context, r *Record) error {
 	}
 	var errs []error
 	if r.Body == BodyObject {
-		r.Data, err = bucket.GetBytes(ctx, r.BodyObject)
+		r.Data, err = s.readObject(ctx, bucket, r.BodyObject)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("body of dead letter %s: %w", r.ID, err))
 		}
 	}
 	if r.HeadersObject != "" {
-		text, err := bucket.GetBytes(ctx, r.HeadersObject)
+		text, err := s.readObject(ctx, bucket, r.HeadersObject)
 		if err == nil {
 			r.Header, err = decodeHeaders(string(text))
 		}

@@ -139,13 +139,19 @@ func (d *Desk) getAt(ctx context.Context, subject string) (*dlq.Entry, error) {
 	return e, errors.Join(errs...)
 }
 
-// messagesOf calls f for the messages of a subject, oldest first. A few megabytes
-// of them are read at a time.
+// messagesOf calls f for the messages of a subject of the dead-letter stream, oldest
+// first.
 func (d *Desk) messagesOf(ctx context.Context, subject string, f func(*message)) error {
+	return d.messagesIn(ctx, d.cfg.Stream, subject, f)
+}
+
+// messagesIn calls f for the messages that a stream has of a subject, oldest first. A
+// few megabytes of them are read at a time.
+func (d *Desk) messagesIn(ctx context.Context, stream, subject string, f func(*message)) error {
 	const batch = 100
 	silent := 0
 	for from, left := uint64(1), uint64(1); left > 0; {
-		n, err := d.someOf(ctx, subject, from, batch, time.Duration(silent+1)*fetchWait, func(m *message, behind uint64) {
+		n, err := d.someOf(ctx, stream, subject, from, batch, time.Duration(silent+1)*fetchWait, func(m *message, behind uint64) {
 			from, left = m.sequence+1, behind
 			f(m)
 		})
@@ -170,11 +176,11 @@ func (d *Desk) messagesOf(ctx context.Context, subject string, f func(*message))
 // someOf calls f for the next messages of a subject and how many are behind it, as
 // far as they come in time. It returns how many have come.
 func (d *Desk) someOf(
-	ctx context.Context, subject string, from uint64, batch int, wait time.Duration, f func(m *message, behind uint64),
+	ctx context.Context, stream, subject string, from uint64, batch int, wait time.Duration, f func(m *message, behind uint64),
 ) (n int, err error) {
 	within, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	all, err := jetstreamext.GetBatch(within, d.js, d.cfg.Stream, batch,
+	all, err := jetstreamext.GetBatch(within, d.js, stream, batch,
 		jetstreamext.GetBatchSeq(from), jetstreamext.GetBatchSubject(subject), jetstreamext.GetBatchMaxBytes(aimedBytes))
 	if err != nil {
 		return 0, err

@@ -498,7 +498,7 @@ func (d *Desk) load(ctx context.Context, id string) (*stored, error) {
 	}
 	value, err := kv.Get(ctx, operationKey(id))
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return nil, d.noOperation(ctx, kv, id)
+		return nil, d.noOperation(ctx, id)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("operation %s: %w", id, err)
@@ -524,8 +524,8 @@ func validOperationID(id string) bool {
 	}) < 0
 }
 
-func (d *Desk) noOperation(ctx context.Context, kv jetstream.KeyValue, id string) error {
-	ids, err := operationIDs(ctx, kv)
+func (d *Desk) noOperation(ctx context.Context, id string) error {
+	ids, err := d.operationIDs(ctx)
 	if err != nil {
 		return err
 	}
@@ -533,19 +533,37 @@ func (d *Desk) noOperation(ctx context.Context, kv jetstream.KeyValue, id string
 }
 
 // operationIDs lists them, newest first.
-func operationIDs(ctx context.Context, kv jetstream.KeyValue) ([]string, error) {
-	lister, err := kv.ListKeysFiltered(ctx, operationKey("*"))
+func (d *Desk) operationIDs(ctx context.Context) ([]string, error) {
+	ids, err := d.keys(ctx, operationKey("*"))
 	if err != nil {
-		return nil, fmt.Errorf("list operations: %w", err)
+		return nil, err
 	}
-	defer func() { _ = lister.Stop() }()
-	var ids []string
-	for key := range lister.Keys() {
-		ids = append(ids, strings.TrimPrefix(key, operationKey("")))
+	for i, key := range ids {
+		ids[i] = strings.TrimPrefix(key, operationKey(""))
 	}
 	slices.Sort(ids)
 	slices.Reverse(ids)
 	return ids, nil
+}
+
+// keys lists the keys of a pattern. It reads by batched gets: the bucket's own list takes
+// a push consumer, for which readers would need one more right.
+func (d *Desk) keys(ctx context.Context, pattern string) ([]string, error) {
+	const removed = "KV-Operation" // header of what is no value
+	prefix := "$KV." + d.bucketName() + "."
+	found := make(map[string]struct{}) // one that is changed meanwhile may come twice
+	err := d.messagesIn(ctx, "KV_"+d.bucketName(), prefix+pattern, func(m *message) {
+		key := strings.TrimPrefix(m.subject, prefix)
+		if m.header.Get(removed) == "" {
+			found[key] = struct{}{}
+		} else {
+			delete(found, key)
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list operations: %w", err)
+	}
+	return slices.Collect(maps.Keys(found)), nil
 }
 
 // update changes what is stored of an operation, unless somebody else has done so
@@ -633,14 +651,14 @@ func (d *Desk) count(ctx context.Context, n *counted, id string) error {
 // Operations lists operations, newest first, with the numbers that were written
 // down last. Plans that were not run are among them as [StatusPlanned].
 func (d *Desk) Operations(ctx context.Context) ([]*Operation, error) {
-	kv, err := d.operations(ctx, false)
+	_, err := d.operations(ctx, false)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	ids, err := operationIDs(ctx, kv)
+	ids, err := d.operationIDs(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,144 @@
+package dlq
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/synadia-io/orbit.go/jetstreamext"
+)
+
+// Objects are read by batched gets. The bucket's own Get and List make a push consumer,
+// for which readers would need one more right, and one that is easily misused.
+
+const (
+	objectPrefix = "OBJ_"  // of the bucket's stream
+	objectBatch  = 64      // chunks that are asked for at a time, or fewer, so that
+	objectBytes  = 4 << 20 // they have about so many bytes
+)
+
+// ErrObjectBroken reports an object of which parts are missing, or that is not what its
+// description says.
+var ErrObjectBroken = errors.New("the object is not whole")
+
+// readObject reads an object. It is an [ErrObjectBroken] if its size or digest is not
+// that of its description. Its memory follows what there is, and not what the
+// description says.
+func (s *Store) readObject(ctx context.Context, bucket jetstream.ObjectStore, name string) ([]byte, error) {
+	info, err := bucket.GetInfo(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if info.NUID == "" || info.Opts != nil && info.Opts.Link != nil { // what is linked is not ours
+		return nil, jetstream.ErrBadObjectMeta
+	}
+	var parts [][]byte
+	size, digest := uint64(0), sha256.New()
+	subject := fmt.Sprintf("$O.%s.C.%s", s.cfg.bucketName(), info.NUID)
+	for from := uint64(1); size < info.Size; {
+		last := uint64(0)
+		err := s.chunks(ctx, subject, from, func(sequence uint64, chunk []byte) error {
+			if size += uint64(len(chunk)); size > info.Size {
+				return fmt.Errorf("%w: it has more than %d bytes", ErrObjectBroken, info.Size)
+			}
+			digest.Write(chunk)
+			parts, last = append(parts, chunk), sequence
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		if last == 0 {
+			return nil, fmt.Errorf("%w: it has %d of %d bytes", ErrObjectBroken, size, info.Size)
+		}
+		from = last + 1
+	}
+	if size > 0 && jetstream.GetObjectDigestValue(digest) != info.Digest {
+		return nil, fmt.Errorf("%w: %w", ErrObjectBroken, jetstream.ErrDigestMismatch)
+	}
+	return slices.Concat(parts...), nil
+}
+
+// chunks calls f for the next messages of a subject, as many as come, and for none if
+// there are none.
+func (s *Store) chunks(ctx context.Context, subject string, from uint64, f func(sequence uint64, chunk []byte) error) error {
+	stream := objectPrefix + s.cfg.bucketName()
+	js, err := s.batched()
+	if err != nil {
+		return err
+	}
+	n := 0
+	err = s.permitted(ctx, "DIRECT.GET.", stream, func(ctx context.Context, _ string) error {
+		all, err := jetstreamext.GetBatch(ctx, js, stream, objectBatch,
+			jetstreamext.GetBatchSeq(from), jetstreamext.GetBatchSubject(subject), jetstreamext.GetBatchMaxBytes(objectBytes))
+		if err != nil {
+			return err
+		}
+		for m, err := range all {
+			if err != nil {
+				return err
+			}
+			n++
+			if err := f(m.Sequence, m.Data); err != nil {
+				return err
+			}
+		}
+		if n == 0 { // the end of ctx ends it without an error
+			return context.Cause(ctx)
+		}
+		return nil
+	})
+	if !errors.Is(err, jetstreamext.ErrNoMessages) {
+		return err
+	}
+	// A replica that is late may have answered. The leader knows.
+	m, err := s.next(ctx, stream, subject, from)
+	if m == nil || err != nil {
+		return err
+	}
+	return f(m.Sequence, m.Data)
+}
+
+// batched is the JetStream for batched gets. Package jetstreamext leaves out a part of
+// the subjects of a domain, so a domain is written as the prefix that it is.
+func (s *Store) batched() (jetstream.JetStream, error) {
+	if domain := s.js.Options().Domain; domain != "" {
+		return jetstream.NewWithAPIPrefix(s.nc, "$JS."+domain+".API")
+	}
+	return s.js, nil
+}
+
+// objectNames lists the objects whose name begins so, those that were deleted, too.
+func (s *Store) objectNames(ctx context.Context, prefix string) ([]string, error) {
+	type request struct {
+		Filter string `json:"subjects_filter"`
+		Offset int    `json:"offset,omitempty"`
+	}
+	before, stream := fmt.Sprintf("$O.%s.M.", s.cfg.bucketName()), objectPrefix+s.cfg.bucketName()
+	var names []string
+	for offset := 0; ; { // a page has up to 100 000 subjects
+		var resp struct {
+			Total int `json:"total"`
+			State struct {
+				Subjects map[string]uint64 `json:"subjects"`
+			} `json:"state"`
+		}
+		if err := s.api(ctx, opStreamInfo, stream, request{Filter: before + "*", Offset: offset}, &resp); err != nil {
+			return names, err
+		}
+		for subject := range resp.State.Subjects {
+			name, err := base64.URLEncoding.DecodeString(strings.TrimPrefix(subject, before))
+			if err == nil && strings.HasPrefix(string(name), prefix) {
+				names = append(names, string(name))
+			}
+		}
+		if offset += len(resp.State.Subjects); len(resp.State.Subjects) == 0 || offset >= resp.Total {
+			return names, nil
+		}
+	}
+}
