@@ -53,10 +53,10 @@ func (l *lease) ended(now, ackWait time.Duration) bool {
 }
 
 // extend extends the lease: the server has heard of the message at some moment from
-// sent to confirmed.
+// sent to confirmed. A later extension may have been confirmed before.
 func (l *lease) extend(sent, confirmed, ackWait time.Duration) {
 	was := l.at.Load()
-	at := int64(sent)
+	at := max(int64(sent), was)
 	if was < 0 || confirmed-time.Duration(was) > ackWait {
 		at = -at
 	}

@@ -115,6 +115,10 @@ func TestLease(t *testing.T) {
 	if l.ended(20*time.Second+wait, wait) || !l.ended(21*time.Second+wait, wait) {
 		t.Error("it does not last AckWait from when the extension was sent")
 	}
+	l.extend(15*time.Second, 22*time.Second, wait) // one that was sent before is confirmed after it
+	if l.ended(20*time.Second+wait, wait) {
+		t.Error("an earlier extension that is confirmed later takes back a later one")
+	}
 	l.extend(40*time.Second, 51*time.Second, wait) // it may have ended between the two
 	if !l.ended(52*time.Second, wait) {
 		t.Error("an extension that may have come too late is trusted")
