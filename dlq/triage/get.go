@@ -89,7 +89,7 @@ func (d *Desk) getAt(ctx context.Context, subject string) (*dlq.Entry, error) {
 		if r == nil || e != nil {
 			return
 		}
-		if err != nil {
+		if err = joined(err, d.placed(r, subject)); err != nil {
 			errs = append(errs, err)
 		}
 		e = dlq.NewEntry(r, m.sequence, nil)

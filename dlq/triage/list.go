@@ -125,6 +125,7 @@ func (d *Desk) entry(ctx context.Context, m *message, seen *laters, discarded, p
 	if r == nil {
 		return nil, fmt.Errorf("message %d of stream %q: %w", m.sequence, d.cfg.Stream, err)
 	}
+	err = joined(err, d.placed(r, m.subject))
 	e := dlq.NewEntry(r, m.sequence, nil)
 	if discarded {
 		if c, changeErr := dlq.DecodeChange(m.header, nil); changeErr == nil {

@@ -42,18 +42,25 @@ func (d *Desk) Plan(ctx context.Context, sel Selection, o Options) (*Plan, error
 	if sel.Where != nil {
 		p.Query = sel.Where.Text()
 	}
-	pl := &planner{d: d, p: p, consumers: make(map[[2]string]*PlanConsumer), groups: newGrouper(d.cfg.Fingerprint)}
+	pl := &planner{
+		d: d, p: p, consumers: make(map[[2]string]*PlanConsumer), groups: newGrouper(d.cfg.Fingerprint), owners: newOwners(d),
+	}
 	for e, err := range d.Entries(ctx, sel, len(o.Patch) > 0) {
 		switch {
 		case e == nil && isNotARecord(err):
 			continue
 		case e == nil:
 			return nil, err
+		case errors.Is(err, errMisplaced):
+			pl.leave(errMisplaced.Error())
+			continue
 		case err != nil:
-			p.LeftOut["it cannot be read whole"]++
+			pl.leave("it cannot be read whole")
 			continue
 		}
-		pl.add(e)
+		if err := pl.add(ctx, e); err != nil {
+			return nil, err
+		}
 	}
 	if err := pl.finish(ctx); err != nil {
 		return nil, err
@@ -77,20 +84,38 @@ type planner struct {
 	groups    *grouper
 	unpatched []string // IDs of entries that the patch does not apply to
 	replaying int      // taken although they are on their way
+	owners    *owners
 }
 
-func (pl *planner) add(e *dlq.Entry) {
+// leave counts an entry that is left out. Records choose some of the reasons, so there
+// is a limit to how many are told apart.
+func (pl *planner) leave(why string) {
+	const most = 100
+	if _, ok := pl.p.LeftOut[why]; !ok && len(pl.p.LeftOut) >= most {
+		why = "other reasons"
+	}
+	pl.p.LeftOut[why]++
+}
+
+func (pl *planner) add(ctx context.Context, e *dlq.Entry) error {
 	p := pl.p
-	if why := pl.leaveOut(e); why != "" {
-		p.LeftOut[why]++
-		return
+	why := pl.leaveOut(e)
+	if why == "" && p.Options.Target == TargetEveryone {
+		var err error
+		if _, why, err = pl.owners.of(ctx, e.Record); err != nil {
+			return err
+		}
+	}
+	if why != "" {
+		pl.leave(why)
+		return nil
 	}
 	var after []byte
 	if len(p.Options.Patch) > 0 {
 		var err error
 		if after, err = mergePatch(e.Data, p.Options.Patch); err != nil {
 			pl.unpatched = append(pl.unpatched, e.ID)
-			return
+			return nil
 		}
 	}
 	p.Selected++
@@ -120,6 +145,7 @@ func (pl *planner) add(e *dlq.Entry) {
 		sample.Record = &r
 		p.Samples = append(p.Samples, &sample)
 	}
+	return nil
 }
 
 // leaveOut says why an entry is not replayed, or "".
@@ -136,6 +162,8 @@ func (pl *planner) leaveOut(e *dlq.Entry) string {
 		return "its payload was not kept, or was gone"
 	case o.tracked() && e.Event == "":
 		return fmt.Sprintf("consumer %q is not monotel's, so it cannot be reached alone: replay to %s", e.Consumer, TargetEveryone)
+	case o.tracked():
+		return nameProblem(e.Stream, e.Consumer)
 	case o.Target == TargetEveryone && e.Subject == "":
 		return "its original subject is not known"
 	}
@@ -170,6 +198,11 @@ func (pl *planner) finish(ctx context.Context) error {
 	slices.SortFunc(p.Consumers, func(a, b PlanConsumer) int {
 		return cmp.Or(strings.Compare(a.Stream, b.Stream), strings.Compare(a.Consumer, b.Consumer))
 	})
+	if n := len(p.Consumers); n > mostConsumers {
+		p.Problems = append(p.Problems, fmt.Sprintf("it is for %d consumers, and may be for %d: select fewer", n, mostConsumers))
+		p.Consumers = p.Consumers[:mostConsumers]
+		return nil
+	}
 	if p.Options.tracked() {
 		if err := pl.preflights(ctx); err != nil {
 			return err
@@ -189,15 +222,11 @@ func (pl *planner) finish(ctx context.Context) error {
 
 // storedSubject makes sure that somebody keeps what is sent to a subject.
 func (pl *planner) storedSubject(ctx context.Context, subject string) error {
-	_, err := pl.d.js.StreamNameBySubject(ctx, subject)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		pl.p.Problems = append(pl.p.Problems, fmt.Sprintf("no stream stores subject %q, so what is sent there may be lost", subject))
-		return nil
+	_, why, err := pl.d.ownerOf(ctx, subject)
+	if why != "" {
+		pl.p.Problems = append(pl.p.Problems, why)
 	}
-	if err != nil {
-		return fmt.Errorf("look up the stream of subject %q: %w", subject, err)
-	}
-	return nil
+	return err
 }
 
 // preflights looks at the consumers that are to get messages, and at who else may
