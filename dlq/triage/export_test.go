@@ -86,3 +86,6 @@ func Acquire(t *testing.T, d *Desk, id string) (messages uint64) {
 
 // Lease is how long a runner is watched.
 const Lease = lease
+
+// MergeDiff is what is kept of an edit.
+func MergeDiff(before, after []byte) []byte { return mergeDiff(before, after) }

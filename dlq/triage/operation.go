@@ -116,9 +116,8 @@ func (o *Options) validate() error {
 		bad("a canary needs outcomes, and only target %q has them", TargetConsumer)
 	}
 	if len(o.Patch) > 0 {
-		var patch map[string]any
-		if err := json.Unmarshal(o.Patch, &patch); err != nil {
-			bad("patch: want a JSON object: %w", err)
+		if !isObject(o.Patch) {
+			bad("patch: want a JSON object")
 		}
 	}
 	return errors.Join(errs...)

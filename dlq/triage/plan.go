@@ -113,7 +113,7 @@ func (pl *planner) add(ctx context.Context, e *dlq.Entry) error {
 	var after []byte
 	if len(p.Options.Patch) > 0 {
 		var err error
-		if after, err = mergePatch(e.Data, p.Options.Patch); err != nil {
+		if after, err = Patch(e.Data, p.Options.Patch); err != nil {
 			pl.unpatched = append(pl.unpatched, e.ID)
 			return nil
 		}
@@ -170,9 +170,21 @@ func (pl *planner) leaveOut(e *dlq.Entry) string {
 	return ""
 }
 
+// indented lays JSON out, unless it is so deep that the spaces would be most of it.
 func indented(data []byte) string {
+	const deepest = 64
 	var b bytes.Buffer
-	if json.Indent(&b, data, "", "  ") != nil {
+	depth, most := 0, 0
+	for _, c := range data { // those in strings count, too: then it stays as it is
+		switch c {
+		case '{', '[':
+			depth++
+			most = max(most, depth)
+		case '}', ']':
+			depth--
+		}
+	}
+	if most > deepest || json.Indent(&b, data, "", "  ") != nil {
 		return string(data)
 	}
 	return b.String()

@@ -1031,7 +1031,7 @@ func (r *runner) patch(ctx context.Context, e *dlq.Entry) (why string, err error
 	if err != nil {
 		return "", err
 	}
-	after, err := mergePatch(current.Data, o.Patch)
+	after, err := Patch(current.Data, o.Patch)
 	if err != nil {
 		return "the patch does not apply", nil //nolint:nilerr // that is why it is skipped
 	}
