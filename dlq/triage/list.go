@@ -110,8 +110,11 @@ func (l *listing) visit(ctx context.Context, m *message) bool {
 	switch {
 	case e == nil:
 		return l.yield(nil, err)
-	case !l.d.wanted(&l.sel, e):
-		return true
+	case !l.d.wanted(ctx, &l.sel, e):
+		if ctx.Err() != nil { // which is why it is not
+			l.yield(nil, context.Cause(ctx))
+		}
+		return ctx.Err() == nil
 	case !l.yield(e, err):
 		return false
 	}
@@ -151,14 +154,14 @@ func (d *Desk) loadCurrent(ctx context.Context, e *dlq.Entry) error {
 	return err
 }
 
-func (d *Desk) wanted(sel *Selection, e *dlq.Entry) bool {
+func (d *Desk) wanted(ctx context.Context, sel *Selection, e *dlq.Entry) bool {
 	if sel.Group != "" && d.cfg.Fingerprint(e) != sel.Group {
 		return false
 	}
 	if sel.Where == nil {
 		return true
 	}
-	ok, err := sel.Where.match(e, d.cfg.Fingerprint)
+	ok, err := sel.Where.match(ctx, e, d.cfg.Fingerprint)
 	return err == nil && ok
 }
 
@@ -180,7 +183,11 @@ func (d *Desk) entriesByID(ctx context.Context, sel Selection, payload bool, yie
 			r := *e.Record
 			r.Data, e.Record = nil, &r
 		}
-		if (sel.Upto > 0 && e.Sequence > sel.Upto) || !d.wanted(&sel, e) {
+		if (sel.Upto > 0 && e.Sequence > sel.Upto) || !d.wanted(ctx, &sel, e) {
+			if ctx.Err() != nil {
+				yield(nil, context.Cause(ctx))
+				return
+			}
 			continue
 		}
 		if !yield(e, err) {
