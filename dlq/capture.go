@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"math"
 	"strings"
 
 	"github.com/nats-io/nats.go"
@@ -317,8 +319,53 @@ func (s *Store) Load(ctx context.Context, h nats.Header, data []byte) (*Record, 
 	return r, errors.Join(err, s.Fetch(ctx, r))
 }
 
+// ErrObject reports an object that is not what a record says of it, or is larger than
+// what an object of a dead letter may be: 64 MiB, which is the most that a server takes
+// as a message, and 1 MiB for headers. It is not read.
+var ErrObject = errors.New("the object is not that of the dead letter")
+
+const (
+	maxObject        = 64 << 20
+	maxHeadersObject = 1 << 20
+)
+
+// readObject reads an object of a size, -1 if it is not known. A record can name any
+// object, so its size is asked for first.
+func readObject(ctx context.Context, bucket jetstream.ObjectStore, name string, size, most int64) ([]byte, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // of what is not read to its end
+	info, err := bucket.GetInfo(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	has := int64(min(info.Size, math.MaxInt64)) //nolint:gosec // as large as it may be
+	switch {
+	case info.Opts != nil && info.Opts.Link != nil:
+		return nil, fmt.Errorf("%w: it is a link to another", ErrObject)
+	case has > most:
+		return nil, fmt.Errorf("%w: it has %d bytes, and may have %d", ErrObject, has, most)
+	case size >= 0 && has != size:
+		return nil, fmt.Errorf("%w: it has %d bytes, want %d", ErrObject, has, size)
+	}
+	object, err := bucket.Get(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = object.Close() }()
+	// Its size, too, is only what somebody has written there.
+	data, err := io.ReadAll(io.LimitReader(object, has+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) != has {
+		return nil, fmt.Errorf("%w: it has not %d bytes, as it says", ErrObject, has)
+	}
+	return data, nil
+}
+
 // Fetch fills in what a record has in the object store: its body, its headers. It
-// does nothing for others.
+// does nothing for others. An object that is not as large as the record says is an
+// [ErrObject], and not read.
 func (s *Store) Fetch(ctx context.Context, r *Record) error {
 	if r.Body != BodyObject && r.HeadersObject == "" {
 		return nil
@@ -329,13 +376,13 @@ func (s *Store) Fetch(ctx context.Context, r *Record) error {
 	}
 	var errs []error
 	if r.Body == BodyObject {
-		r.Data, err = bucket.GetBytes(ctx, r.BodyObject)
+		r.Data, err = readObject(ctx, bucket, r.BodyObject, int64(r.BodySize), maxObject)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("body of dead letter %s: %w", r.ID, err))
 		}
 	}
 	if r.HeadersObject != "" {
-		text, err := bucket.GetBytes(ctx, r.HeadersObject)
+		text, err := readObject(ctx, bucket, r.HeadersObject, -1, maxHeadersObject)
 		if err == nil {
 			r.Header, err = decodeHeaders(string(text))
 		}

@@ -1028,6 +1028,9 @@ func (r *runner) patch(ctx context.Context, e *dlq.Entry) (why string, err error
 		current, err = r.d.Current(ctx, e)
 		return err
 	})
+	if isGone(err) {
+		return payloadGone, nil
+	}
 	if err != nil {
 		return "", err
 	}
@@ -1051,6 +1054,13 @@ func (r *runner) patch(ctx context.Context, e *dlq.Entry) (why string, err error
 	return "", err
 }
 
+const payloadGone = "its payload is gone"
+
+// isGone reports whether a payload will not be there later either.
+func isGone(err error) bool {
+	return isOneOf(err, jetstream.ErrObjectNotFound, jetstream.ErrBucketNotFound, jetstream.ErrMsgNotFound, dlq.ErrObject)
+}
+
 // sendEntry sends what is claimed. If that cannot be done, the entry is released.
 func (r *runner) sendEntry(ctx context.Context, e *dlq.Entry, claim uint64) error {
 	var current *dlq.Record
@@ -1058,8 +1068,8 @@ func (r *runner) sendEntry(ctx context.Context, e *dlq.Entry, claim uint64) erro
 		current, err = r.d.Current(ctx, e)
 		return err
 	})
-	if isOneOf(err, jetstream.ErrObjectNotFound, jetstream.ErrBucketNotFound, jetstream.ErrMsgNotFound) {
-		return r.release(ctx, e, "its payload is gone")
+	if isGone(err) {
+		return r.release(ctx, e, payloadGone)
 	}
 	if err != nil {
 		return err
