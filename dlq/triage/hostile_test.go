@@ -405,3 +405,52 @@ func TestOperation_forgedSelection(t *testing.T) {
 		}
 	}
 }
+
+// Records choose their consumers and reasons. Stats lists those with the most, and
+// counts the others.
+func TestStats_many(t *testing.T) {
+	t.Parallel()
+	name := func(i int) string { return fmt.Sprint("c", i) }
+	for what, tt := range map[string]struct {
+		n                    int
+		change               func(r *dlq.Record, i int)
+		consumers, reasons   int
+		otherConsumers, open int
+		otherReasons         int
+	}{
+		"few consumers":     {n: 100, change: func(r *dlq.Record, i int) { r.Consumer = name(i) }, consumers: 100, reasons: 1},
+		"one too many":      {n: 101, change: func(r *dlq.Record, i int) { r.Consumer = name(i) }, consumers: 100, reasons: 1, otherConsumers: 1, open: 1},
+		"many consumers":    {n: 300, change: func(r *dlq.Record, i int) { r.Consumer = name(i) }, consumers: 100, reasons: 1, otherConsumers: 200, open: 200},
+		"many streams":      {n: 300, change: func(r *dlq.Record, i int) { r.Stream = name(i) }, consumers: 100, reasons: 1, otherConsumers: 200, open: 200},
+		"some with more":    {n: 300, change: func(r *dlq.Record, i int) { r.Consumer = name(min(i, 200)) }, consumers: 100, reasons: 1, otherConsumers: 101, open: 101},
+		"many reasons":      {n: 300, change: func(r *dlq.Record, i int) { r.Reason = dlq.Reason(name(i)) }, consumers: 1, reasons: 100, otherReasons: 200},
+		"long names":        {n: 3, change: func(r *dlq.Record, i int) { r.Consumer = strings.Repeat("x", 1000) + name(i) }, consumers: 1, reasons: 1},
+		"names that escape": {n: 3, change: func(r *dlq.Record, i int) { r.Consumer = "\u001b[31m" + name(i) }, consumers: 3, reasons: 1},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			i := 0
+			b.capture(t, tt.n, func(r *dlq.Record) {
+				tt.change(r, i)
+				i++
+			})
+			s, err := b.desk.Stats(within(t))
+			must(t, err)
+			if len(s.Consumers) != tt.consumers || len(s.Reasons) != tt.reasons || s.OtherReasons.Count != tt.otherReasons ||
+				s.OtherConsumers != (triage.Others{Count: tt.otherConsumers, Open: tt.open}) {
+				t.Errorf("%d consumers and %+v, %d reasons and %+v", len(s.Consumers), s.OtherConsumers, len(s.Reasons), s.OtherReasons)
+			}
+			sum := s.OtherConsumers.Open
+			for _, n := range s.Consumers {
+				sum += n
+			}
+			if sum != tt.n {
+				t.Errorf("%d are counted by consumer, want %d", sum, tt.n)
+			}
+			if what == "some with more" && s.Consumers["orders/c200"] != 100 {
+				t.Errorf("the one with the most is left out: %v", s.Consumers)
+			}
+		})
+	}
+}

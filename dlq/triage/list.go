@@ -1,9 +1,11 @@
 package triage
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 
@@ -208,13 +210,61 @@ type Event struct {
 type Stats struct {
 	Stream     string
 	States     map[dlq.State]int
-	Reasons    map[dlq.Reason]int // of the open ones
-	Consumers  map[string]int     // of the open ones, as stream/consumer
+	Reasons    map[dlq.Reason]int // of the open ones: the 100 with the most
+	Consumers  map[string]int     // of the open ones, as stream/consumer: the 100 with the most
 	Oldest     *dlq.Entry         // of the open ones, by when it failed first; nil if there is none
 	Newest     *dlq.Entry
 	Bytes      uint64 // of the stream
 	MaxBytes   int64  // its limit, -1 without one
 	Unreadable int    // messages that are no dead letters
+
+	OtherReasons, OtherConsumers Others // that are left out of Reasons and Consumers
+}
+
+// Others are what a list leaves out.
+type Others struct {
+	Count int // how many; from 100 000 on, at least so many
+	Open  int // their open dead letters
+}
+
+// A tally counts by names that records choose, and so may be any number of any length.
+type tally[K ~string] struct {
+	counts map[K]int
+	others Others // beyond what is kept
+}
+
+func (t *tally[K]) add(name K) {
+	const distinct, longest = 100_000, 600
+	if len(name) > longest {
+		name = name[:longest]
+	}
+	if _, ok := t.counts[name]; !ok && len(t.counts) >= distinct {
+		t.others.Count = 1
+		t.others.Open++
+		return
+	}
+	t.counts[K(strings.Clone(string(name)))]++
+}
+
+// largest returns the largest counts, and what they leave out.
+func (t *tally[K]) largest() (map[K]int, Others) {
+	const most = 100
+	if len(t.counts) <= most {
+		return t.counts, t.others
+	}
+	names := slices.SortedFunc(maps.Keys(t.counts), func(a, b K) int {
+		return cmp.Or(cmp.Compare(t.counts[b], t.counts[a]), cmp.Compare(a, b))
+	})
+	kept := make(map[K]int, most)
+	for i, name := range names {
+		if i < most {
+			kept[name] = t.counts[name]
+			continue
+		}
+		t.others.Count++
+		t.others.Open += t.counts[name]
+	}
+	return kept, t.others
 }
 
 // Stats counts the dead letters. It reads them all, headers only.
@@ -225,8 +275,9 @@ func (d *Desk) Stats(ctx context.Context) (*Stats, error) {
 	}
 	s := &Stats{
 		Stream: d.cfg.Stream, Bytes: info.State.Bytes, MaxBytes: info.Config.MaxBytes,
-		States: make(map[dlq.State]int), Reasons: make(map[dlq.Reason]int), Consumers: make(map[string]int),
+		States: make(map[dlq.State]int),
 	}
+	reasons, consumers := tally[dlq.Reason]{counts: make(map[dlq.Reason]int)}, tally[string]{counts: make(map[string]int)}
 	for e, err := range d.Entries(ctx, Selection{States: dlq.States()}, false) {
 		if e == nil {
 			if !isNotARecord(err) {
@@ -239,8 +290,8 @@ func (d *Desk) Stats(ctx context.Context) (*Stats, error) {
 		if e.State != dlq.StateOpen {
 			continue
 		}
-		s.Reasons[e.Failure.Reason]++
-		s.Consumers[e.Stream+"/"+e.Consumer]++
+		reasons.add(e.Failure.Reason)
+		consumers.add(e.Stream + "/" + e.Consumer)
 		if s.Oldest == nil || e.Failed.Before(s.Oldest.Failed) {
 			s.Oldest = e
 		}
@@ -248,6 +299,8 @@ func (d *Desk) Stats(ctx context.Context) (*Stats, error) {
 			s.Newest = e
 		}
 	}
+	s.Reasons, s.OtherReasons = reasons.largest()
+	s.Consumers, s.OtherConsumers = consumers.largest()
 	return s, nil
 }
 
