@@ -454,3 +454,78 @@ func TestStats_many(t *testing.T) {
 		})
 	}
 }
+
+// A plan warns of records that are not what their stream still has.
+func TestPlan_compares(t *testing.T) {
+	t.Parallel()
+	const body = `{"order":1,"amount":1.5}`
+	for name, tt := range map[string]struct {
+		change func(*dlq.Record)
+		want   bool
+	}{
+		"as it is":             {func(*dlq.Record) {}, false},
+		"trace and server":     {func(r *dlq.Record) { r.Header["traceparent"], r.Header["Nats-Msg-Id"] = []string{"x"}, []string{"y"} }, false},
+		"metadata only":        {func(r *dlq.Record) { r.Header, r.Data, r.Body = nil, nil, dlq.BodyOmitted }, false},
+		"gone":                 {func(r *dlq.Record) { r.StreamSequence = 2 }, false},
+		"of an earlier stream": {func(r *dlq.Record) { r.StreamCreated, r.Data = r.StreamCreated.Add(-1), nil }, false},
+		"no sequence":          {func(r *dlq.Record) { r.StreamSequence, r.Data = 0, nil }, false},
+		"payload":              {func(r *dlq.Record) { r.Data = []byte(`{"order":1,"amount":9999}`) }, true},
+		"one byte of it":       {func(r *dlq.Record) { r.Data = []byte(body + " ") }, true},
+		"no payload":           {func(r *dlq.Record) { r.Data = nil }, true},
+		"subject":              {func(r *dlq.Record) { r.Subject = "orders.deleted.v1" }, true},
+		"a header":             {func(r *dlq.Record) { r.Header["Tenant"] = []string{"red"} }, true},
+		"one header more":      {func(r *dlq.Record) { r.Header["Admin"] = []string{"yes"} }, true},
+		"one value more":       {func(r *dlq.Record) { r.Header["Tenant"] = []string{"blue", "red"} }, true},
+		"no headers":           {func(r *dlq.Record) { r.Header = nil }, true},
+		"object of other size": {func(r *dlq.Record) { r.Data, r.Body, r.BodyObject, r.BodySize = nil, dlq.BodyObject, "x", 1 }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			s, err := b.js.Stream(within(t), ordersStream)
+			must(t, err)
+			_, err = b.js.PublishMsg(within(t), &nats.Msg{Subject: ordersSubject, Data: []byte(body), Header: nats.Header{"Tenant": {"blue"}}})
+			must(t, err)
+			ids := b.capture(t, 1, func(r *dlq.Record) {
+				r.Data, r.Header, r.StreamCreated = []byte(body), nats.Header{"Tenant": {"blue"}}, s.CachedInfo().Created
+				tt.change(r)
+			})
+			p := b.plan(t, triage.Selection{}, triage.Options{})
+			i := slices.IndexFunc(p.Warnings, func(w string) bool { return strings.Contains(w, "that were compared") })
+			if (i >= 0) != tt.want {
+				t.Errorf("it warns of %q", p.Warnings)
+			}
+			if i >= 0 && !strings.HasPrefix(p.Warnings[i], "1 of 1 that were compared differ") || i >= 0 && !strings.Contains(p.Warnings[i], ids[0]) {
+				t.Errorf("it warns of %q", p.Warnings[i])
+			}
+		})
+	}
+}
+
+// Of many the newest are compared, and the warning says so. An edit is no difference.
+func TestPlan_comparesSome(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	s, err := b.js.Stream(within(t), ordersStream)
+	must(t, err)
+	const n = 120
+	for range n {
+		_, err = b.js.Publish(within(t), ordersSubject, []byte("as it is"))
+		must(t, err)
+	}
+	i := 0
+	ids := b.capture(t, n, func(r *dlq.Record) {
+		i++
+		r.Data, r.Header, r.StreamCreated = []byte("as it is"), nil, s.CachedInfo().Created
+		if i <= 10 || i > n-7 { // the first are too old to be compared
+			r.Data = []byte("forged")
+		}
+	})
+	must(t, b.desk.Edit(within(t), b.get(t, ids[50]), triage.Revision{Data: []byte("edited")}))
+	p := b.plan(t, triage.Selection{}, triage.Options{})
+	if !slices.ContainsFunc(p.Warnings, func(w string) bool {
+		return strings.HasPrefix(w, "7 of 100 that were compared differ") && strings.HasSuffix(w, "the newest 100 were looked at")
+	}) {
+		t.Errorf("it warns of %q", p.Warnings)
+	}
+}

@@ -68,7 +68,7 @@ func (d *Desk) Plan(ctx context.Context, sel Selection, o Options) (*Plan, error
 	if p.Selected == 0 {
 		return p, nil
 	}
-	slices.Reverse(pl.items) // oldest first
+	slices.SortFunc(pl.items, func(a, b item) int { return cmp.Compare(a.sequence, b.sequence) }) // oldest first
 	if err := d.save(ctx, p, pl.items); err != nil {
 		return nil, err
 	}
@@ -85,6 +85,7 @@ type planner struct {
 	unpatched []string // IDs of entries that the patch does not apply to
 	replaying int      // taken although they are on their way
 	owners    *owners
+	newest    []*dlq.Entry // to be compared with their messages
 }
 
 // leave counts an entry that is left out. Records choose some of the reasons, so there
@@ -136,6 +137,11 @@ func (pl *planner) add(ctx context.Context, e *dlq.Entry) error {
 	}
 	pl.consumers[key].Count++
 	pl.items = append(pl.items, item{e.Sequence, e.Last, e.RevisionSequence})
+	if len(pl.newest) < compared {
+		r := *e.Record
+		r.Data, r.Header = nil, nil
+		pl.newest = append(pl.newest, dlq.NewEntry(&r, e.Sequence, nil))
+	}
 	if len(p.Samples) < samples {
 		sample, r := *e, *e.Record
 		if after != nil {
@@ -219,6 +225,10 @@ func (pl *planner) finish(ctx context.Context) error {
 		if err := pl.preflights(ctx); err != nil {
 			return err
 		}
+	}
+	p.Warnings = append(p.Warnings, pl.d.compare(ctx, pl.newest, p.Selected)...)
+	if ctx.Err() != nil {
+		return fmt.Errorf("compare dead letters with their messages: %w", context.Cause(ctx))
 	}
 	slices.Sort(p.Problems)
 	switch subject, toSubject := strings.CutPrefix(p.Options.Target, TargetSubject); {

@@ -1221,8 +1221,7 @@ func replayHeader(e *dlq.Entry, current *dlq.Record, stream, operation string, c
 		if hasPrefixFold(k, "Nats-") || hasPrefixFold(k, dlq.ReplayHeaderPrefix) {
 			continue
 		}
-		switch strings.ToLower(k) {
-		case "traceparent", "tracestate", "baggage":
+		if isTraceHeader(k) {
 			continue
 		}
 		h[k] = append([]string(nil), vs...)
@@ -1240,6 +1239,15 @@ func replayHeader(e *dlq.Entry, current *dlq.Record, stream, operation string, c
 	set(dlq.HeaderReplayClaim, strconv.FormatUint(claim, 10))
 	set(dlq.HeaderReplayLinks, strings.TrimSpace(e.Failure.Traceparent+" "+e.OriginTraceparent))
 	return h
+}
+
+// isTraceHeader reports whether a header continues a trace.
+func isTraceHeader(key string) bool {
+	switch strings.ToLower(key) {
+	case "traceparent", "tracestate", "baggage":
+		return true
+	}
+	return false
 }
 
 // release gives an entry back that was claimed and cannot be sent.

@@ -1,6 +1,7 @@
 package triage
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -173,10 +174,15 @@ func (s *stored) texts() error {
 }
 
 // validItems returns an error unless a selection is one that a plan has frozen: as many
-// entries as it says, each once, oldest first, and none that came later.
+// entries as it says, each once, and none that came later. Earlier versions did not sort
+// those that were selected by ID.
 func validItems(p *Plan, items []item) error {
 	if len(items) != p.Selected {
 		return fmt.Errorf("%w: it has %d entries, want %d", errSelection, len(items), p.Selected)
+	}
+	bySequence := func(a, b item) int { return cmp.Compare(a.sequence, b.sequence) }
+	if !slices.IsSortedFunc(items, bySequence) {
+		items = slices.SortedFunc(slices.Values(items), bySequence)
 	}
 	before := uint64(0)
 	for _, i := range items {
