@@ -609,7 +609,7 @@ func (b *Bridge) look(ctx context.Context, a *advisory) (consumer *jetstream.Con
 
 // fits reports whether the numbers of an advisory can be those of its consumer.
 func (a *advisory) fits(c *jetstream.ConsumerInfo) bool {
-	limit := uint64(max(c.Config.MaxDeliver, 0)) //nolint:gosec // not negative
+	limit := uint64(max(c.Config.MaxDeliver, 0))
 	switch {
 	case c.Config.AckPolicy == jetstream.AckNonePolicy, a.Deliveries > c.Delivered.Consumer:
 		return false

@@ -28,8 +28,8 @@ func (s *bridgeSetup) forge(t *testing.T, kind, stream, consumer, more string) {
 // Each of these had a message copied into a dead letter, or removed from its stream.
 func TestBridge_forged(t *testing.T) {
 	t.Parallel()
-	explicit := func(name string, max int) jetstream.ConsumerConfig {
-		return jetstream.ConsumerConfig{Durable: name, MaxDeliver: max, AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Hour}
+	explicit := func(name string, most int) jetstream.ConsumerConfig {
+		return jetstream.ConsumerConfig{Durable: name, MaxDeliver: most, AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Hour}
 	}
 	for _, tt := range []struct {
 		name     string
@@ -40,43 +40,79 @@ func TestBridge_forged(t *testing.T) {
 		more     string // fields of the advisory
 		want     string
 	}{
-		{name: "key-value bucket, terminated", kind: terminatedAdvisory, stream: "KV_secrets", consumer: explicit("c", -1), had: 1,
-			more: `"stream_seq":1,"consumer_seq":1,"deliveries":1`, want: dlq.SkipBucket},
-		{name: "key-value bucket, exhausted", kind: exhaustedAdvisory, stream: "KV_secrets", consumer: explicit("c", 1), had: 1,
-			more: `"stream_seq":1,"deliveries":1`, want: dlq.SkipBucket},
-		{name: "key-value bucket, no such consumer", kind: terminatedAdvisory, stream: "KV_secrets",
-			more: `"stream_seq":1,"consumer_seq":1,"deliveries":1`, want: dlq.SkipBucket},
-		{name: "object bucket", kind: terminatedAdvisory, stream: "OBJ_files", consumer: explicit("c", -1), had: 1,
-			more: `"stream_seq":1,"consumer_seq":1,"deliveries":1`, want: dlq.SkipBucket},
-		{name: "mirror of a bucket", kind: terminatedAdvisory, stream: "BACKUP", consumer: explicit("c", -1), had: 1,
-			more: `"stream_seq":1,"consumer_seq":1,"deliveries":1`, want: dlq.SkipBucket},
-		{name: "dead-letter stream", kind: terminatedAdvisory, stream: "DLQ",
-			more: `"stream_seq":1,"consumer_seq":1,"deliveries":1`, want: dlq.SkipOwn},
-		{name: "no such consumer, terminated", kind: terminatedAdvisory,
-			more: `"stream_seq":1,"consumer_seq":1,"deliveries":1`, want: dlq.SkipConsumerGone},
-		{name: "not delivered, terminated", kind: terminatedAdvisory, consumer: explicit("c", -1),
-			more: `"stream_seq":1,"consumer_seq":1,"deliveries":1`, want: dlq.SkipConsumerGone},
-		{name: "not delivered, exhausted", kind: exhaustedAdvisory, consumer: explicit("c", 1),
-			more: `"stream_seq":1,"deliveries":1`, want: dlq.SkipConsumerGone},
-		{name: "sequence of the future", kind: terminatedAdvisory, consumer: explicit("c", -1), had: 1,
-			more: `"stream_seq":18446744073709551615,"consumer_seq":1,"deliveries":1`, want: dlq.SkipConsumerGone},
-		{name: "more deliveries than there were", kind: exhaustedAdvisory, consumer: explicit("c", 2), had: 1,
-			more: `"stream_seq":1,"deliveries":2`, want: dlq.SkipUnproven},
-		{name: "fewer deliveries than the limit", kind: exhaustedAdvisory, consumer: explicit("c", 3), had: 2,
-			more: `"stream_seq":1,"deliveries":1`, want: dlq.SkipUnproven},
-		{name: "no limit of deliveries", kind: exhaustedAdvisory, consumer: explicit("c", -1), had: 2,
-			more: `"stream_seq":1,"deliveries":2`, want: dlq.SkipUnproven},
-		{name: "no deliveries", kind: exhaustedAdvisory, consumer: explicit("c", 2), had: 1,
-			more: `"stream_seq":1`, want: dlq.SkipUnproven},
-		{name: "consumer sequence of the future", kind: terminatedAdvisory, consumer: explicit("c", -1), had: 1,
-			more: `"stream_seq":1,"consumer_seq":2,"deliveries":1`, want: dlq.SkipUnproven},
-		{name: "no consumer sequence", kind: terminatedAdvisory, consumer: explicit("c", -1), had: 1,
-			more: `"stream_seq":1,"deliveries":1`, want: dlq.SkipUnproven},
-		{name: "more deliveries than the limit", kind: terminatedAdvisory, consumer: explicit("c", 2), had: 2,
-			more: `"stream_seq":1,"consumer_seq":1,"deliveries":3`, want: dlq.SkipUnproven},
-		{name: "nothing is acknowledged", kind: terminatedAdvisory, had: 1,
+		{
+			name: "key-value bucket, terminated", kind: terminatedAdvisory, stream: "KV_secrets", consumer: explicit("c", -1), had: 1,
+			more: `"stream_seq":1,"consumer_seq":1,"deliveries":1`, want: dlq.SkipBucket,
+		},
+		{
+			name: "key-value bucket, exhausted", kind: exhaustedAdvisory, stream: "KV_secrets", consumer: explicit("c", 1), had: 1,
+			more: `"stream_seq":1,"deliveries":1`, want: dlq.SkipBucket,
+		},
+		{
+			name: "key-value bucket, no such consumer", kind: terminatedAdvisory, stream: "KV_secrets",
+			more: `"stream_seq":1,"consumer_seq":1,"deliveries":1`, want: dlq.SkipBucket,
+		},
+		{
+			name: "object bucket", kind: terminatedAdvisory, stream: "OBJ_files", consumer: explicit("c", -1), had: 1,
+			more: `"stream_seq":1,"consumer_seq":1,"deliveries":1`, want: dlq.SkipBucket,
+		},
+		{
+			name: "mirror of a bucket", kind: terminatedAdvisory, stream: "BACKUP", consumer: explicit("c", -1), had: 1,
+			more: `"stream_seq":1,"consumer_seq":1,"deliveries":1`, want: dlq.SkipBucket,
+		},
+		{
+			name: "dead-letter stream", kind: terminatedAdvisory, stream: "DLQ",
+			more: `"stream_seq":1,"consumer_seq":1,"deliveries":1`, want: dlq.SkipOwn,
+		},
+		{
+			name: "no such consumer, terminated", kind: terminatedAdvisory,
+			more: `"stream_seq":1,"consumer_seq":1,"deliveries":1`, want: dlq.SkipConsumerGone,
+		},
+		{
+			name: "not delivered, terminated", kind: terminatedAdvisory, consumer: explicit("c", -1),
+			more: `"stream_seq":1,"consumer_seq":1,"deliveries":1`, want: dlq.SkipConsumerGone,
+		},
+		{
+			name: "not delivered, exhausted", kind: exhaustedAdvisory, consumer: explicit("c", 1),
+			more: `"stream_seq":1,"deliveries":1`, want: dlq.SkipConsumerGone,
+		},
+		{
+			name: "sequence of the future", kind: terminatedAdvisory, consumer: explicit("c", -1), had: 1,
+			more: `"stream_seq":18446744073709551615,"consumer_seq":1,"deliveries":1`, want: dlq.SkipConsumerGone,
+		},
+		{
+			name: "more deliveries than there were", kind: exhaustedAdvisory, consumer: explicit("c", 2), had: 1,
+			more: `"stream_seq":1,"deliveries":2`, want: dlq.SkipUnproven,
+		},
+		{
+			name: "fewer deliveries than the limit", kind: exhaustedAdvisory, consumer: explicit("c", 3), had: 2,
+			more: `"stream_seq":1,"deliveries":1`, want: dlq.SkipUnproven,
+		},
+		{
+			name: "no limit of deliveries", kind: exhaustedAdvisory, consumer: explicit("c", -1), had: 2,
+			more: `"stream_seq":1,"deliveries":2`, want: dlq.SkipUnproven,
+		},
+		{
+			name: "no deliveries", kind: exhaustedAdvisory, consumer: explicit("c", 2), had: 1,
+			more: `"stream_seq":1`, want: dlq.SkipUnproven,
+		},
+		{
+			name: "consumer sequence of the future", kind: terminatedAdvisory, consumer: explicit("c", -1), had: 1,
+			more: `"stream_seq":1,"consumer_seq":2,"deliveries":1`, want: dlq.SkipUnproven,
+		},
+		{
+			name: "no consumer sequence", kind: terminatedAdvisory, consumer: explicit("c", -1), had: 1,
+			more: `"stream_seq":1,"deliveries":1`, want: dlq.SkipUnproven,
+		},
+		{
+			name: "more deliveries than the limit", kind: terminatedAdvisory, consumer: explicit("c", 2), had: 2,
+			more: `"stream_seq":1,"consumer_seq":1,"deliveries":3`, want: dlq.SkipUnproven,
+		},
+		{
+			name: "nothing is acknowledged", kind: terminatedAdvisory, had: 1,
 			consumer: jetstream.ConsumerConfig{Durable: "c", AckPolicy: jetstream.AckNonePolicy},
-			more:     `"stream_seq":1,"consumer_seq":1,"deliveries":1`, want: dlq.SkipUnproven},
+			more:     `"stream_seq":1,"consumer_seq":1,"deliveries":1`, want: dlq.SkipUnproven,
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

@@ -338,7 +338,7 @@ func readObject(ctx context.Context, bucket jetstream.ObjectStore, name string, 
 	if err != nil {
 		return nil, err
 	}
-	has := int64(min(info.Size, math.MaxInt64)) //nolint:gosec // as large as it may be
+	has := int64(min(info.Size, math.MaxInt64))
 	switch {
 	case info.Opts != nil && info.Opts.Link != nil:
 		return nil, fmt.Errorf("%w: it is a link to another", ErrObject)

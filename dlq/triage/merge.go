@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // Patch applies a JSON merge patch (RFC 7396) to a payload. Both must be JSON objects:
@@ -84,7 +85,7 @@ func members(object []byte) []member {
 // spaceAt returns the space at i, and where it ends.
 func spaceAt(data []byte, i int) (space []byte, end int) {
 	end = i
-	for end < len(data) && bytes.IndexByte([]byte(jsonSpace), data[end]) >= 0 {
+	for end < len(data) && strings.IndexByte(jsonSpace, data[end]) >= 0 {
 		end++
 	}
 	return data[i:end], end
@@ -110,7 +111,8 @@ func valueAt(data []byte, i int) (value []byte, end int) {
 			if depth == 0 { // of what a number or word is in
 				return data[i:end], end
 			}
-			if depth--; depth == 0 {
+			depth--
+			if depth == 0 {
 				return data[i : end+1], end + 1
 			}
 		case ',', ' ', '\t', '\r', '\n':
@@ -232,7 +234,7 @@ func changed(from, to []byte) []byte {
 		delete(old, m.name)
 		switch {
 		case was != nil && sameJSON(was, is):
-		case was != nil && was[0] == '{' && is[0] == '{':
+		case len(was) > 0 && was[0] == '{' && is[0] == '{':
 			all = append(all, member{raw: m.raw, colon: []byte(":"), value: changed(was, is)})
 		default:
 			all = append(all, member{raw: m.raw, colon: []byte(":"), value: is})

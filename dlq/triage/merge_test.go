@@ -1,8 +1,10 @@
 package triage_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
+	"maps"
 	"reflect"
 	"strings"
 	"testing"
@@ -148,7 +150,7 @@ func FuzzPatch(f *testing.F) {
 		// Each value that is not named is there, as it was written.
 		untouched(t, payload, string(got), change)
 		// A patch that was applied has nothing more to change.
-		if again, err := triage.Patch(got, []byte(patch)); err != nil || string(again) != string(got) {
+		if again, err := triage.Patch(got, []byte(patch)); err != nil || !bytes.Equal(again, got) {
 			t.Fatalf("%q patched with %q once more is %q, error %v", got, patch, again, err)
 		}
 		if same, err := triage.Patch([]byte(payload), []byte(`{}`)); err != nil || string(same) != payload {
@@ -177,16 +179,14 @@ func decoded(t *testing.T, text string) map[string]any {
 }
 
 // rfc7396 is MergePatch of the RFC.
-func rfc7396(target any, patch any) any {
+func rfc7396(target, patch any) any {
 	changes, ok := patch.(map[string]any)
 	if !ok {
 		return patch
 	}
 	of, _ := target.(map[string]any)
 	result := make(map[string]any)
-	for k, v := range of {
-		result[k] = v
-	}
+	maps.Copy(result, of)
 	for k, v := range changes {
 		if v == nil {
 			delete(result, k)

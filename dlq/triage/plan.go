@@ -116,7 +116,7 @@ func (pl *planner) add(ctx context.Context, e *dlq.Entry) error {
 		var err error
 		if after, err = Patch(e.Data, p.Options.Patch); err != nil {
 			pl.unpatched = append(pl.unpatched, e.ID)
-			return nil
+			return nil //nolint:nilerr // it is a problem of the plan
 		}
 	}
 	p.Selected++

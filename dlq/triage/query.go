@@ -334,7 +334,7 @@ func parts(v any) uint64 {
 	n := uint64(1)
 	switch v := v.(type) {
 	case string:
-		n += uint64(len(v) / letters) //nolint:gosec // not negative
+		n += uint64(len(v) / letters)
 	case []any:
 		for _, x := range v {
 			n += parts(x)
@@ -362,19 +362,25 @@ var errNotBool = errors.New("the query's value is neither true nor false")
 // as when the payload lacks a field or has text for a number, it is false, and the
 // error says why: for a list that is no error.
 func (q *Query) Match(e *dlq.Entry) (bool, error) {
-	return q.match(context.Background(), e, Fingerprint) // its cost is bounded
+	return q.evaluate(e, Fingerprint, func(a *activation) (ref.Val, *cel.EvalDetails, error) { return q.program.Eval(a) })
 }
 
 // match is [Query.Match] that ends, with an error, when ctx does.
 func (q *Query) match(ctx context.Context, e *dlq.Entry, fingerprint func(*dlq.Entry) string) (bool, error) {
+	return q.evaluate(e, fingerprint, func(a *activation) (ref.Val, *cel.EvalDetails, error) { return q.program.ContextEval(ctx, a) })
+}
+
+func (q *Query) evaluate(
+	e *dlq.Entry, fingerprint func(*dlq.Entry) string, eval func(*activation) (ref.Val, *cel.EvalDetails, error),
+) (bool, error) {
 	size := uint64(0)
 	if q.payload {
-		size = uint64(len(e.Data) / bytesPerCost) //nolint:gosec // not negative
+		size = uint64(len(e.Data) / bytesPerCost)
 	}
 	if size > queryCost {
 		return false, fmt.Errorf("query: %w", errTooMuch)
 	}
-	value, details, err := q.program.ContextEval(ctx, &activation{e: e, fingerprint: fingerprint})
+	value, details, err := eval(&activation{e: e, fingerprint: fingerprint})
 	if err != nil {
 		return false, fmt.Errorf("query: %w", err)
 	}

@@ -263,13 +263,14 @@ func (r *runner) prepare(ctx, work context.Context) (err error) {
 		r.planned[[2]string{c.Stream, c.Consumer}] = true
 	}
 	if subject, ok := strings.CutPrefix(o.Target, TargetSubject); ok {
-		why := ""
-		if r.owner, why, err = r.d.ownerOf(ctx, subject); err != nil {
+		owner, why, err := r.d.ownerOf(ctx, subject)
+		if err != nil {
 			return err
 		}
 		if why != "" {
 			return fmt.Errorf("operation %s: %w: %s", r.id, ErrInvalid, why)
 		}
+		r.owner = owner
 	}
 	if o.tracked() {
 		for _, c := range r.s.Plan.Consumers {
@@ -846,8 +847,8 @@ func (r *runner) read(ctx context.Context, it item, m *message) (e *dlq.Entry, w
 			why = "it cannot be read"
 			return nil
 		}
-		if misplaced := r.d.placed(rec, m.subject); misplaced != nil {
-			why = misplaced.Error()
+		if r.d.placed(rec, m.subject) != nil {
+			why = errMisplaced.Error()
 			return nil
 		}
 		e = dlq.NewEntry(rec, m.sequence, nil)

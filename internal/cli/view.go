@@ -232,8 +232,8 @@ type statsView struct {
 	MaxBytes   int64              `json:"max_bytes"` // -1: no limit
 	Unreadable int                `json:"unreadable"`
 
-	OtherReasons   othersView `json:"other_reasons"`   // that are left out of reasons
-	OtherConsumers othersView `json:"other_consumers"` // that are left out of consumers
+	OtherReasons   othersView `json:"other_reasons,omitzero"`   // that are left out of reasons
+	OtherConsumers othersView `json:"other_consumers,omitzero"` // that are left out of consumers
 }
 
 type othersView struct {
