@@ -849,7 +849,7 @@ func (r *runner) read(ctx context.Context, it item, m *message) (e *dlq.Entry, w
 		}
 		if r.d.placed(rec, m.subject) != nil {
 			why = errMisplaced.Error()
-			return nil
+			return nil //nolint:nilerr // it is skipped, as one that cannot be read
 		}
 		e = dlq.NewEntry(rec, m.sequence, nil)
 		return err
