@@ -63,10 +63,15 @@ func (d *Desk) get(ctx context.Context, id string) (*dlq.Entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look up dead letter %s: %w", id, err)
 	}
+	var e *dlq.Entry
+	err = &NotFoundError{What: "dead letter", ID: id}
 	for subject := range info.State.Subjects {
-		return d.getAt(ctx, subject)
+		// Somebody else may have published a record of the same ID elsewhere.
+		if e, err = d.getAt(ctx, subject); !errors.Is(err, errMisplaced) {
+			break
+		}
 	}
-	return nil, &NotFoundError{What: "dead letter", ID: id}
+	return e, err
 }
 
 // getAt reads what is on an entry's subject.

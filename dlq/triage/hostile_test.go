@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -123,6 +124,14 @@ func TestReplay_everyoneOfSources(t *testing.T) {
 			must(t, err)
 			if n := s.CachedInfo().State.Msgs; n != 1 {
 				t.Errorf("the stream that it copies from has %d messages, want 1", n)
+			}
+			// The server is not stopped while it sets the copy up.
+			tick := time.NewTicker(20 * time.Millisecond)
+			defer tick.Stop()
+			for copied := uint64(0); copied == 0; <-tick.C {
+				s, err := b.js.Stream(within(t), "copy")
+				must(t, err)
+				copied = s.CachedInfo().State.Msgs
 			}
 		})
 	}
