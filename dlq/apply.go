@@ -512,13 +512,14 @@ func (s *Store) PutRevision(ctx context.Context, id string, c *Change) error {
 	return nil
 }
 
-// Object reads what a record or a change has in the object store.
+// Object reads what a record or a change has in the object store. One of more than
+// 64 MiB is an [ErrObject].
 func (s *Store) Object(ctx context.Context, name string) ([]byte, error) {
 	bucket, err := s.largeBucket(ctx, false)
 	if err != nil {
 		return nil, err
 	}
-	data, err := s.readObject(ctx, bucket, name)
+	data, err := s.readObject(ctx, bucket, name, -1, maxObject)
 	if err != nil {
 		return nil, fmt.Errorf("object %q: %w", name, err)
 	}

@@ -12,7 +12,9 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/time/rate"
 
+	"github.com/monotel/monotel/dlq/internal/subjects"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
 
@@ -50,6 +52,15 @@ const (
 
 	minRetry = time.Second
 	maxRetry = time.Minute
+
+	// How many advisories a bridge handles a second, and how many at once after a
+	// pause. The others wait in their stream.
+	advisoryRate  = 500
+	advisoryBurst = 1000
+
+	// How often an advisory comes again because its message, which is captured, may
+	// still be in work and so must not be settled: about five minutes.
+	releaseTries = 10
 )
 
 // What the server says when it terminates a message by itself, since its stream
@@ -65,6 +76,8 @@ const (
 	SkipConsumerGone = "consumer_gone" // the consumer was deleted, and perhaps made again, or set back
 	SkipAcknowledged = "acknowledged"  // it was acknowledged late
 	SkipReplaced     = "replaced"      // a newer message of its subject took its place
+	SkipBucket       = "bucket"        // the stream is a key-value or object bucket, or copies one
+	SkipUnproven     = "unproven"      // the consumer's numbers on the server contradict it: anybody may publish an advisory
 )
 
 // A BridgeConfig configures a Bridge. The zero value is good for consumers none of
@@ -108,6 +121,12 @@ type BridgeConfig struct {
 // interest streams do not keep it for ever. What an AckAll consumer left in an interest
 // stream stays there: such an acknowledgement would be of the messages before, too.
 //
+// Anybody who may publish the subjects of advisories can forge one. A bridge acts on
+// an advisory only if its consumer exists and, by the server's numbers, has had the
+// message as often as the advisory says, and never on one about a key-value or object
+// bucket. It settles a message only when the consumer no longer has it in work. It
+// handles at most 500 advisories a second; the others wait in their stream.
+//
 // A message is told apart from one that was acknowledged late by what the server
 // still knows. It does not tell for consumers with a MaxDeliver of 1, nor, on
 // limits and interest streams, while other messages of the consumer are being
@@ -115,6 +134,8 @@ type BridgeConfig struct {
 type Bridge struct {
 	store *Store
 	cfg   BridgeConfig
+
+	limiter *rate.Limiter // of advisories
 
 	gate chan struct{} // held by Start and Stop; guards what follows
 	stop func(error)   // ends fetching
@@ -141,7 +162,7 @@ func NewBridge(s *Store, cfg BridgeConfig) (*Bridge, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Bridge{store: s, cfg: cfg, gate: make(chan struct{}, 1)}, nil
+	return &Bridge{store: s, cfg: cfg, limiter: rate.NewLimiter(advisoryRate, advisoryBurst), gate: make(chan struct{}, 1)}, nil
 }
 
 var (
@@ -348,6 +369,7 @@ func (b *Bridge) run(fetch, work context.Context, reader jetstream.Consumer, don
 		if err == nil {
 			for m := range batch.Messages() {
 				b.process(work, m)
+				_ = b.limiter.Wait(fetch) // or it has ended
 			}
 			err = batch.Error()
 		}
@@ -494,8 +516,11 @@ func (b *Bridge) handle(ctx context.Context, m jetstream.Msg) (wait time.Duratio
 		return b.skip(ctx, nil, SkipMalformed)
 	}
 	switch {
-	case a.Stream == AdvisoryStream || b.cfg.Ours != nil && b.cfg.Ours(a.Stream, a.Consumer):
+	case a.Stream == AdvisoryStream || a.Stream == b.store.cfg.StreamName() || a.Stream == b.store.cfg.marksName() ||
+		b.cfg.Ours != nil && b.cfg.Ours(a.Stream, a.Consumer):
 		return b.skip(ctx, a, SkipOwn)
+	case isBucket(a.Stream):
+		return b.skip(ctx, a, SkipBucket)
 	case a.Domain != b.domain:
 		return b.skip(ctx, a, SkipOtherDomain)
 	}
@@ -510,6 +535,8 @@ func (b *Bridge) handle(ctx context.Context, m jetstream.Msg) (wait time.Duratio
 	switch {
 	case slices.ContainsFunc(info.Config.Subjects, func(s string) bool { return strings.HasPrefix(s, subjectPrefix) }):
 		return b.skip(ctx, a, SkipOwn) // a dead-letter stream, of this or another store
+	case copiesBucket(&info.Config):
+		return b.skip(ctx, a, SkipBucket)
 	case info.Created.After(a.Time.Add(clockSkew)):
 		return b.skip(ctx, a, SkipStreamGone) // the sequence is of another message now
 	}
@@ -524,7 +551,24 @@ func (b *Bridge) handle(ctx context.Context, m jetstream.Msg) (wait time.Duratio
 	if rest := a.Time.Add(b.cfg.Grace).Sub(now); rest > 0 {
 		return min(rest, b.cfg.Grace), nil
 	}
-	return b.exhausted(ctx, a, stream)
+	return b.exhausted(ctx, m, a, stream)
+}
+
+// isBucket reports whether a stream holds a key-value or object bucket. What was
+// deleted there, or is secret, has no place in a dead letter.
+func isBucket(stream string) bool {
+	return strings.HasPrefix(stream, "KV_") || strings.HasPrefix(stream, "OBJ_")
+}
+
+func isBucketSubject(subject string) bool {
+	return strings.HasPrefix(subject, "$KV.") || strings.HasPrefix(subject, "$O.")
+}
+
+// copiesBucket reports whether a stream has another name and a bucket's messages.
+func copiesBucket(cfg *jetstream.StreamConfig) bool {
+	return cfg.Mirror != nil && isBucket(cfg.Mirror.Name) ||
+		slices.ContainsFunc(cfg.Sources, func(s *jetstream.StreamSource) bool { return isBucket(s.Name) }) ||
+		slices.ContainsFunc(cfg.Subjects, isBucketSubject)
 }
 
 func (b *Bridge) skip(ctx context.Context, a *advisory, why string) (time.Duration, error) {
@@ -538,12 +582,61 @@ func (b *Bridge) skip(ctx context.Context, a *advisory, why string) (time.Durati
 	return 0, nil
 }
 
+// look fetches what an advisory is about. why is not "" if the server contradicts the
+// advisory. The message is nil if it is gone.
+func (b *Bridge) look(ctx context.Context, a *advisory) (consumer *jetstream.ConsumerInfo, msg *storedMessage, why string, err error) {
+	consumer, err = b.consumer(ctx, a)
+	if err != nil {
+		return nil, nil, "", err
+	}
+	switch {
+	case consumer == nil || consumer.Created.After(a.Time.Add(clockSkew)) || consumer.Delivered.Stream < a.StreamSeq:
+		return nil, nil, SkipConsumerGone, nil // whoever makes it again gets the message again
+	case !a.fits(consumer):
+		return nil, nil, SkipUnproven, nil
+	}
+	if msg, err = b.message(ctx, a); err != nil || msg == nil {
+		return consumer, nil, "", err
+	}
+	switch {
+	case isBucketSubject(msg.Subject):
+		return nil, nil, SkipBucket, nil
+	case !isFor(&consumer.Config, msg.Subject):
+		return nil, nil, SkipUnproven, nil
+	}
+	return consumer, msg, "", nil
+}
+
+// fits reports whether the numbers of an advisory can be those of its consumer.
+func (a *advisory) fits(c *jetstream.ConsumerInfo) bool {
+	limit := uint64(max(c.Config.MaxDeliver, 0))
+	switch {
+	case c.Config.AckPolicy == jetstream.AckNonePolicy, a.Deliveries > c.Delivered.Consumer:
+		return false
+	case a.exhausted:
+		return limit > 0 && a.Deliveries >= limit
+	}
+	return a.ConsumerSeq > 0 && a.ConsumerSeq <= c.Delivered.Consumer && (limit == 0 || a.Deliveries <= limit)
+}
+
+// isFor reports whether a consumer gets the messages of a subject.
+func isFor(cfg *jetstream.ConsumerConfig, subject string) bool {
+	filters := cfg.FilterSubjects
+	if cfg.FilterSubject != "" {
+		filters = append(slices.Clone(filters), cfg.FilterSubject)
+	}
+	return len(filters) == 0 || slices.ContainsFunc(filters, func(f string) bool { return subjects.Covers(f, subject) })
+}
+
 // terminated handles a message that its consumer has terminated. On work queue and
 // interest streams it is gone, unless other consumers need it.
 func (b *Bridge) terminated(ctx context.Context, a *advisory, info *jetstream.StreamInfo) (time.Duration, error) {
-	msg, err := b.message(ctx, a)
+	_, msg, why, err := b.look(ctx, a)
 	if err != nil {
 		return 0, err
+	}
+	if why != "" {
+		return b.skip(ctx, a, why)
 	}
 	reason := ReasonExternalTerminated
 	if msg == nil && slices.Contains(droppedReasons, a.Reason) {
@@ -556,19 +649,15 @@ func (b *Bridge) terminated(ctx context.Context, a *advisory, info *jetstream.St
 }
 
 // exhausted handles a message that the server has given up some time ago.
-func (b *Bridge) exhausted(ctx context.Context, a *advisory, stream jetstream.Stream) (time.Duration, error) {
+func (b *Bridge) exhausted(ctx context.Context, m jetstream.Msg, a *advisory, stream jetstream.Stream) (time.Duration, error) {
 	info := stream.CachedInfo()
-	msg, err := b.message(ctx, a)
-	if err != nil {
-		return 0, err
-	}
-	consumer, err := b.consumer(ctx, a)
+	consumer, msg, why, err := b.look(ctx, a)
 	if err != nil {
 		return 0, err
 	}
 	switch {
-	case consumer == nil || consumer.Created.After(a.Time.Add(clockSkew)) || consumer.Delivered.Stream < a.StreamSeq:
-		return b.skip(ctx, a, SkipConsumerGone) // whoever makes it again gets the message again
+	case why != "":
+		return b.skip(ctx, a, why)
 	case msg == nil && info.Config.Retention != jetstream.LimitsPolicy:
 		return b.skip(ctx, a, SkipAcknowledged)
 	case msg != nil && consumer.NumRedelivered == 0 && consumer.Config.MaxDeliver != 1:
@@ -587,7 +676,7 @@ func (b *Bridge) exhausted(ctx context.Context, a *advisory, stream jetstream.St
 	if msg == nil {
 		return 0, nil
 	}
-	return 0, b.release(ctx, a, stream, consumer)
+	return b.release(ctx, m, a, stream, consumer)
 }
 
 // consumer returns nil if the consumer is gone.
@@ -649,38 +738,59 @@ func (b *Bridge) capture(ctx context.Context, r *Record) error {
 
 // release settles a captured message in its consumer's name. The server keeps what
 // it gave up in work queue and interest streams for ever, and counts it as
-// redelivered in all of them.
+// redelivered in all of them. It returns how long to wait before that can be done: a
+// message that the consumer may still have in work is never settled.
 //
 // The acknowledgement leaves the message to other consumers of an interest stream,
 // whatever they do meanwhile. Deleting it once they are past it would not: a consumer
 // is also past what the server gave up for it, which has still to be captured.
-func (b *Bridge) release(ctx context.Context, a *advisory, stream jetstream.Stream, consumer *jetstream.ConsumerInfo) error {
-	var err error
-	if stream.CachedInfo().Config.Retention == jetstream.WorkQueuePolicy {
+func (b *Bridge) release(
+	ctx context.Context, m jetstream.Msg, a *advisory, stream jetstream.Stream, consumer *jetstream.ConsumerInfo,
+) (wait time.Duration, err error) {
+	queue := stream.CachedInfo().Config.Retention == jetstream.WorkQueuePolicy
+	explicit := consumer.Config.AckPolicy == jetstream.AckExplicitPolicy
+	if !queue && !explicit {
+		return 0, nil
+	}
+	if consumer.NumAckPending > 0 && consumer.AckFloor.Stream < a.StreamSeq {
+		if meta, err := m.Metadata(); err != nil || meta.NumDelivered < releaseTries {
+			return retryDelay(m), nil
+		}
+		b.unsettled(ctx, a, errInWork)
+		return 0, nil
+	}
+	if queue {
 		if err = stream.DeleteMsg(ctx, a.StreamSeq); err == nil {
-			return nil
+			return 0, nil
 		}
 	}
-	if consumer.Config.AckPolicy == jetstream.AckExplicitPolicy {
+	if explicit {
 		const timeout = 5 * time.Second
 		ctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
 		_, err = b.store.nc.RequestWithContext(ctx, a.ackSubject(), []byte("+ACK"))
 		if err == nil || errors.Is(err, nats.ErrNoResponders) { // without its consumer it is nobody's
-			return nil
+			return 0, nil
 		}
 	}
 	if err != nil && !b.store.nc.IsConnected() {
-		return fmt.Errorf("settle message %d of stream %q for consumer %q: %w", a.StreamSeq, a.Stream, a.Consumer, err)
+		return 0, fmt.Errorf("settle message %d of stream %q for consumer %q: %w", a.StreamSeq, a.Stream, a.Consumer, err)
 	}
 	if err != nil { // not allowed, most likely, and it will not be next time
-		if left, ok := b.failed.allow(time.Now()); ok {
-			b.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "message is captured, and could not be settled in its stream", slog.String("stream", a.Stream),
-				slog.String("consumer", a.Consumer), slog.Uint64("stream_sequence", a.StreamSeq),
-				slog.String("error", oneLine(err.Error())), slog.Uint64("similar_left_out", left))
-		}
+		b.unsettled(ctx, a, err)
 	}
-	return nil
+	return 0, nil
+}
+
+var errInWork = errors.New("its consumer has had it, or an earlier message, in work all the time")
+
+// unsettled says that a message is left in its stream.
+func (b *Bridge) unsettled(ctx context.Context, a *advisory, err error) {
+	if left, ok := b.failed.allow(time.Now()); ok {
+		b.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "message is captured, and could not be settled in its stream", slog.String("stream", a.Stream),
+			slog.String("consumer", a.Consumer), slog.Uint64("stream_sequence", a.StreamSeq),
+			slog.String("error", oneLine(err.Error())), slog.Uint64("similar_left_out", left))
+	}
 }
 
 // ackSubject is the reply subject of the message's last delivery as far as it counts.

@@ -318,7 +318,8 @@ func (s *Store) Load(ctx context.Context, h nats.Header, data []byte) (*Record, 
 }
 
 // Fetch fills in what a record has in the object store: its body, its headers. It
-// does nothing for others.
+// does nothing for others. An object that is not as large as the record says is an
+// [ErrObject], and not read.
 func (s *Store) Fetch(ctx context.Context, r *Record) error {
 	if r.Body != BodyObject && r.HeadersObject == "" {
 		return nil
@@ -329,13 +330,13 @@ func (s *Store) Fetch(ctx context.Context, r *Record) error {
 	}
 	var errs []error
 	if r.Body == BodyObject {
-		r.Data, err = s.readObject(ctx, bucket, r.BodyObject)
+		r.Data, err = s.readObject(ctx, bucket, r.BodyObject, int64(r.BodySize), maxObject)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("body of dead letter %s: %w", r.ID, err))
 		}
 	}
 	if r.HeadersObject != "" {
-		text, err := s.readObject(ctx, bucket, r.HeadersObject)
+		text, err := s.readObject(ctx, bucket, r.HeadersObject, -1, maxHeadersObject)
 		if err == nil {
 			r.Header, err = decodeHeaders(string(text))
 		}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"golang.org/x/time/rate"
 )
 
 // What the tests of package dlq_test share with those in here.
@@ -26,3 +27,6 @@ func (s *Store) DiscardHalf(ctx context.Context, e *Entry) error {
 	defer s.denied.Store(false)
 	return s.Change(ctx, e, Change{Kind: ChangeDiscarded, Actor: "ann"}, nil)
 }
+
+// LimitBridge has a bridge handle n advisories, and no more for an hour.
+func LimitBridge(b *Bridge, n int) { b.limiter = rate.NewLimiter(rate.Every(time.Hour), n) }

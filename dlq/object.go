@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -22,21 +23,42 @@ const (
 	objectBytes  = 4 << 20 // they have about so many bytes
 )
 
-// ErrObjectBroken reports an object of which parts are missing, or that is not what its
-// description says.
-var ErrObjectBroken = errors.New("the object is not whole")
+// ErrObject reports an object that is not what a record says of it, or is larger than
+// what an object of a dead letter may be: 64 MiB, which is the most that a server takes
+// as a message, and 1 MiB for headers. It is not read.
+var ErrObject = errors.New("the object is not that of the dead letter")
 
-// readObject reads an object. It is an [ErrObjectBroken] if its size or digest is not
-// that of its description. Its memory follows what there is, and not what the
+// ErrObjectBroken is an [ErrObject] of which parts are missing, or that is not what its
 // description says.
-func (s *Store) readObject(ctx context.Context, bucket jetstream.ObjectStore, name string) ([]byte, error) {
+var ErrObjectBroken = fmt.Errorf("%w: it is not whole", ErrObject)
+
+const (
+	maxObject        = 64 << 20
+	maxHeadersObject = 1 << 20
+)
+
+// readObject reads an object of a size, -1 if it is not known, and of most bytes. A record
+// can name any object, so its size is asked for first. It is an [ErrObjectBroken] if its
+// size or digest is not that of its description. Its memory follows what there is, and not
+// what the description says.
+func (s *Store) readObject(ctx context.Context, bucket jetstream.ObjectStore, name string, size, most int64) ([]byte, error) {
 	info, err := bucket.GetInfo(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	if info.NUID == "" || info.Opts != nil && info.Opts.Link != nil { // what is linked is not ours
-		return nil, jetstream.ErrBadObjectMeta
+	has := int64(min(info.Size, math.MaxInt64))
+	switch {
+	case info.NUID == "", info.Opts != nil && info.Opts.Link != nil: // what is linked is not ours
+		return nil, fmt.Errorf("%w: %w", ErrObject, jetstream.ErrBadObjectMeta)
+	case has > most:
+		return nil, fmt.Errorf("%w: it has %d bytes, and may have %d", ErrObject, has, most)
+	case size >= 0 && has != size:
+		return nil, fmt.Errorf("%w: it has %d bytes, want %d", ErrObject, has, size)
 	}
+	return s.readChunks(ctx, info)
+}
+
+func (s *Store) readChunks(ctx context.Context, info *jetstream.ObjectInfo) ([]byte, error) {
 	var parts [][]byte
 	size, digest := uint64(0), sha256.New()
 	subject := fmt.Sprintf("$O.%s.C.%s", s.cfg.bucketName(), info.NUID)

@@ -104,7 +104,7 @@ func TestStore_Object(t *testing.T) {
 			},
 		},
 		{
-			name: "smaller than it says", size: 3 * chunkSize, want: dlq.ErrObjectBroken,
+			name: "far smaller than it says", size: 3 * chunkSize, want: dlq.ErrObject,
 			harm: func(t *testing.T, b *bundle, bucket jetstream.ObjectStore) {
 				forge(t, b, bucket, func(i *jetstream.ObjectInfo) { i.Size = 1 << 60 })
 			},

@@ -1,15 +1,12 @@
 package triage
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
-	jsonpatch "github.com/evanphx/json-patch/v5"
 	"github.com/nats-io/nats.go"
 
 	"github.com/monotel/monotel/dlq"
@@ -70,34 +67,6 @@ func lockedHeaders(before, after nats.Header) error {
 
 func hasPrefixFold(s, prefix string) bool {
 	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
-}
-
-// mergeDiff is the JSON merge patch from one payload to another, or nil if it is
-// large or one of them is no JSON object.
-func mergeDiff(before, after []byte) json.RawMessage {
-	const most = 2 << 10
-	if !isObject(before) || !isObject(after) {
-		return nil
-	}
-	diff, err := jsonpatch.CreateMergePatch(before, after)
-	if err != nil || len(diff) > most {
-		return nil
-	}
-	return diff
-}
-
-// mergePatch applies a JSON merge patch to a payload. Only an object has what it
-// could be merged with; the package panics at what is no JSON.
-func mergePatch(payload, patch []byte) ([]byte, error) {
-	if !isObject(payload) {
-		return nil, fmt.Errorf("%w: the payload is no JSON object", ErrInvalid)
-	}
-	return jsonpatch.MergePatch(payload, patch)
-}
-
-func isObject(data []byte) bool {
-	data = bytes.TrimLeft(data, " \t\r\n")
-	return len(data) > 0 && data[0] == '{' && json.Valid(data)
 }
 
 // Discard throws a dead letter away, in any state but while it is replayed. What

@@ -1,6 +1,7 @@
 package triage
 
 import (
+	"context"
 	"errors"
 	"maps"
 	"slices"
@@ -32,7 +33,7 @@ const QueryCost = queryCost
 
 // CostOf evaluates a query and returns what that has cost.
 func CostOf(q *Query, e *dlq.Entry) (cost uint64) {
-	_, details, _ := q.program.Eval(&activation{e, Fingerprint})
+	_, details, _ := q.program.Eval(&activation{e: e, fingerprint: Fingerprint})
 	if details == nil || details.ActualCost() == nil {
 		return 0
 	}
@@ -86,3 +87,20 @@ func Acquire(t *testing.T, d *Desk, id string) (messages uint64) {
 
 // Lease is how long a runner is watched.
 const Lease = lease
+
+// MergeDiff is what is kept of an edit.
+func MergeDiff(before, after []byte) []byte { return mergeDiff(before, after) }
+
+// MatchUntil evaluates a query until ctx ends.
+func MatchUntil(ctx context.Context, q *Query, e *dlq.Entry) (bool, error) {
+	return q.match(ctx, e, Fingerprint)
+}
+
+// ResolveTwice asks for a variable, calls between, and asks again.
+func ResolveTwice(e *dlq.Entry, name string, between func()) (first, second any) {
+	a := &activation{e: e, fingerprint: Fingerprint}
+	first, _ = a.ResolveName(name)
+	between()
+	second, _ = a.ResolveName(name)
+	return first, second
+}

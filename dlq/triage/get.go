@@ -117,7 +117,7 @@ func (d *Desk) getAt(ctx context.Context, subject string) (*dlq.Entry, error) {
 			d.unfinished(subject)
 			errs = nil
 		}
-		if err != nil {
+		if err = joined(err, d.placed(r, subject)); err != nil {
 			errs = append(errs, err)
 		}
 		e = dlq.NewEntry(r, m.sequence, nil)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 
@@ -122,8 +123,11 @@ func (l *listing) visit(ctx context.Context, m *message) bool {
 	switch {
 	case e == nil:
 		return l.yield(nil, err)
-	case !l.d.wanted(&l.sel, e):
-		return true
+	case !l.d.wanted(ctx, &l.sel, e):
+		if ctx.Err() != nil { // which is why it is not
+			l.yield(nil, context.Cause(ctx))
+		}
+		return ctx.Err() == nil
 	case !l.yield(e, err):
 		return false
 	}
@@ -138,6 +142,7 @@ func (d *Desk) entry(ctx context.Context, m *message, seen *laters, trace, paylo
 		seen.see(m) // it is on the subject all the same
 		return nil, fmt.Errorf("message %d of stream %q: %w", m.sequence, d.cfg.Stream, err)
 	}
+	err = joined(err, d.placed(r, m.subject))
 	e := dlq.NewEntry(r, m.sequence, nil)
 	if trace {
 		if c, changeErr := dlq.DecodeChange(m.header, nil); changeErr == nil {
@@ -163,14 +168,14 @@ func (d *Desk) loadCurrent(ctx context.Context, e *dlq.Entry) error {
 	return err
 }
 
-func (d *Desk) wanted(sel *Selection, e *dlq.Entry) bool {
+func (d *Desk) wanted(ctx context.Context, sel *Selection, e *dlq.Entry) bool {
 	if len(sel.Groups) > 0 && !slices.Contains(sel.Groups, d.cfg.Fingerprint(e)) {
 		return false
 	}
 	if sel.Where == nil {
 		return true
 	}
-	ok, err := sel.Where.match(e, d.cfg.Fingerprint)
+	ok, err := sel.Where.match(ctx, e, d.cfg.Fingerprint)
 	return err == nil && ok
 }
 
@@ -199,7 +204,11 @@ func (d *Desk) entriesByID(ctx context.Context, sel Selection, payload bool, yie
 			r := *e.Record
 			r.Data, e.Record = nil, &r
 		}
-		if (sel.Upto > 0 && e.Sequence > sel.Upto) || !d.wanted(&sel, e) {
+		if (sel.Upto > 0 && e.Sequence > sel.Upto) || !d.wanted(ctx, &sel, e) {
+			if ctx.Err() != nil {
+				yield(nil, context.Cause(ctx))
+				return
+			}
 			continue
 		}
 		if sel.Limit > 0 {
@@ -252,13 +261,61 @@ type Event struct {
 type Stats struct {
 	Stream     string
 	States     map[dlq.State]int
-	Reasons    map[dlq.Reason]int // of the open ones
-	Consumers  map[string]int     // of the open ones, as stream/consumer
+	Reasons    map[dlq.Reason]int // of the open ones: the 100 with the most
+	Consumers  map[string]int     // of the open ones, as stream/consumer: the 100 with the most
 	Oldest     *dlq.Entry         // of the open ones, by when it failed first; nil if there is none
 	Newest     *dlq.Entry
 	Bytes      uint64 // of the stream
 	MaxBytes   int64  // its limit, -1 without one
 	Unreadable int    // messages that are no dead letters
+
+	OtherReasons, OtherConsumers Others // that are left out of Reasons and Consumers
+}
+
+// Others are what a list leaves out.
+type Others struct {
+	Count int // how many; from 100 000 on, at least so many
+	Open  int // their open dead letters
+}
+
+// A tally counts by names that records choose, and so may be any number of any length.
+type tally[K ~string] struct {
+	counts map[K]int
+	others Others // beyond what is kept
+}
+
+func (t *tally[K]) add(name K) {
+	const distinct, longest = 100_000, 600
+	if len(name) > longest {
+		name = name[:longest]
+	}
+	if _, ok := t.counts[name]; !ok && len(t.counts) >= distinct {
+		t.others.Count = 1
+		t.others.Open++
+		return
+	}
+	t.counts[K(strings.Clone(string(name)))]++
+}
+
+// largest returns the largest counts, and what they leave out.
+func (t *tally[K]) largest() (map[K]int, Others) {
+	const most = 100
+	if len(t.counts) <= most {
+		return t.counts, t.others
+	}
+	names := slices.SortedFunc(maps.Keys(t.counts), func(a, b K) int {
+		return cmp.Or(cmp.Compare(t.counts[b], t.counts[a]), cmp.Compare(a, b))
+	})
+	kept := make(map[K]int, most)
+	for i, name := range names {
+		if i < most {
+			kept[name] = t.counts[name]
+			continue
+		}
+		t.others.Count++
+		t.others.Open += t.counts[name]
+	}
+	return kept, t.others
 }
 
 // Stats counts the dead letters. It reads them all, headers only.
@@ -269,8 +326,9 @@ func (d *Desk) Stats(ctx context.Context) (*Stats, error) {
 	}
 	s := &Stats{
 		Stream: d.cfg.Stream, Bytes: info.State.Bytes, MaxBytes: info.Config.MaxBytes,
-		States: make(map[dlq.State]int), Reasons: make(map[dlq.Reason]int), Consumers: make(map[string]int),
+		States: make(map[dlq.State]int),
 	}
+	reasons, consumers := tally[dlq.Reason]{counts: make(map[dlq.Reason]int)}, tally[string]{counts: make(map[string]int)}
 	for e, err := range d.Entries(ctx, Selection{States: dlq.States()}, false) {
 		if e == nil {
 			if !isNotARecord(err) {
@@ -283,8 +341,8 @@ func (d *Desk) Stats(ctx context.Context) (*Stats, error) {
 		if e.State != dlq.StateOpen {
 			continue
 		}
-		s.Reasons[e.Failure.Reason]++
-		s.Consumers[e.Stream+"/"+e.Consumer]++
+		reasons.add(e.Failure.Reason)
+		consumers.add(e.Stream + "/" + e.Consumer)
 		if s.Oldest == nil || e.Failed.Before(s.Oldest.Failed) {
 			s.Oldest = e
 		}
@@ -292,6 +350,8 @@ func (d *Desk) Stats(ctx context.Context) (*Stats, error) {
 			s.Newest = e
 		}
 	}
+	s.Reasons, s.OtherReasons = reasons.largest()
+	s.Consumers, s.OtherConsumers = consumers.largest()
 	return s, nil
 }
 

@@ -64,6 +64,7 @@ const (
 	outcomesToStop    = 20
 )
 
+// withDefaults fills in the defaults, and checks the options.
 func (o *Options) withDefaults() error {
 	o.Target = cmp.Or(o.Target, TargetConsumer)
 	if o.MaxReplays == 0 {
@@ -72,19 +73,24 @@ func (o *Options) withDefaults() error {
 	if o.StopIfFailing == 0 && len(o.Canary) > 0 {
 		o.StopIfFailing = defaultStop
 	}
+	return o.validate()
+}
+
+// validate reports every problem at once.
+func (o *Options) validate() error {
 	var errs []error
 	bad := func(format string, args ...any) {
 		errs = append(errs, fmt.Errorf("%w: "+format, append([]any{ErrInvalid}, args...)...))
 	}
 	subject, toSubject := strings.CutPrefix(o.Target, TargetSubject)
 	switch {
-	case toSubject && (subject == "" || strings.ContainsAny(subject, "*> \t\r\n") || strings.HasPrefix(subject, "$")):
-		bad("target subject %q: want a subject without wildcards", subject)
+	case toSubject && subjectProblem(subject) != "":
+		bad("target subject %.100q: %s", subject, subjectProblem(subject))
 	case !toSubject && o.Target != TargetConsumer && o.Target != TargetEveryone:
 		bad("target %q: want %s, %s, or %s and a subject", o.Target, TargetConsumer, TargetEveryone, TargetSubject)
 	}
-	if !(o.Rate >= 0) { // not NaN either
-		bad("rate %v: want more than 0, or 0 for no limit", o.Rate)
+	if o.Rate != 0 && !(o.Rate >= slowest && o.Rate <= fastest) { // not NaN either
+		bad("rate %v: want one a day to %.0g a second, or 0 for no limit", o.Rate, fastest)
 	}
 	if o.MaxInFlight < 0 {
 		bad("max in flight %d: want 1 or more, or 0 for no limit", o.MaxInFlight)
@@ -95,18 +101,23 @@ func (o *Options) withDefaults() error {
 	if !(o.StopIfFailing <= 1) {
 		bad("stop if failing %v: want a part, from 0 to 1", o.StopIfFailing)
 	}
-	for _, n := range o.Canary {
-		if n < 1 {
-			bad("canary step %d: want 1 or more", n)
+	if len(o.Canary) > mostSteps {
+		bad("a canary of %d steps: want at most %d", len(o.Canary), mostSteps)
+	}
+	left := mostInSteps
+	for _, n := range o.Canary[:min(len(o.Canary), mostSteps)] {
+		if n < 1 || n > left {
+			bad("canary step %d: want 1 or more, and at most %d in all steps", n, mostInSteps)
+			break
 		}
+		left -= n
 	}
 	if len(o.Canary) > 0 && o.Target != TargetConsumer {
 		bad("a canary needs outcomes, and only target %q has them", TargetConsumer)
 	}
 	if len(o.Patch) > 0 {
-		var patch map[string]any
-		if err := json.Unmarshal(o.Patch, &patch); err != nil {
-			bad("patch: want a JSON object: %w", err)
+		if !isObject(o.Patch) {
+			bad("patch: want a JSON object")
 		}
 	}
 	return errors.Join(errs...)
@@ -381,6 +392,7 @@ func (d *Desk) createBucket(ctx context.Context) (jetstream.KeyValue, error) {
 // Keys of the bucket.
 func operationKey(id string) string        { return "op." + id }
 func selectionKey(id string, n int) string { return fmt.Sprintf("sel.%s.%d", id, n) }
+func selectionKeys(id string) string       { return "sel." + id + ".*" }
 
 // newID names an operation: by its time, so that the newest sorts last, and some
 // luck.
@@ -472,7 +484,7 @@ func (d *Desk) selection(ctx context.Context, p *Plan) ([]item, error) {
 	if err != nil {
 		return nil, err
 	}
-	items := make([]item, 0, p.Selected)
+	items := make([]item, 0, min(p.Selected, itemsPerKey)) // what is stored may claim any number
 	for n := 0; len(items) < p.Selected; n++ {
 		value, err := kv.Get(ctx, selectionKey(p.ID, n))
 		if err != nil {
@@ -483,6 +495,9 @@ func (d *Desk) selection(ctx context.Context, p *Plan) ([]item, error) {
 			return nil, fmt.Errorf("selection of operation %s: %w", p.ID, errSelection)
 		}
 		items = append(items, part...)
+	}
+	if err := validItems(p, items); err != nil {
+		return nil, fmt.Errorf("selection of operation %s: %w", p.ID, err)
 	}
 	return items, nil
 }
@@ -503,10 +518,11 @@ func (d *Desk) load(ctx context.Context, id string) (*stored, error) {
 	if err != nil {
 		return nil, fmt.Errorf("operation %s: %w", id, err)
 	}
-	s := &stored{revision: value.Revision()}
-	if err := json.Unmarshal(value.Value(), s); err != nil {
-		return nil, fmt.Errorf("operation %s cannot be read: %w", id, err)
+	s, err := decodeStored(id, value.Value())
+	if err != nil {
+		return nil, err
 	}
+	s.revision = value.Revision()
 	if s.Status == StatusRunning {
 		// Both times are the server's: those of two hosts may be minutes apart.
 		bucket, err := d.js.Stream(ctx, "KV_"+d.bucketName())
@@ -519,7 +535,7 @@ func (d *Desk) load(ctx context.Context, id string) (*stored, error) {
 }
 
 func validOperationID(id string) bool {
-	return id != "" && strings.IndexFunc(id, func(r rune) bool {
+	return id != "" && len(id) <= longestID && strings.IndexFunc(id, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-'
 	}) < 0
 }
@@ -649,7 +665,8 @@ func (d *Desk) count(ctx context.Context, n *counted, id string) error {
 }
 
 // Operations lists operations, newest first, with the numbers that were written
-// down last. Plans that were not run are among them as [StatusPlanned].
+// down last. Plans that were not run are among them as [StatusPlanned]. Those that are
+// [ErrUnreadable] are left out, and named in an error that comes with the others.
 func (d *Desk) Operations(ctx context.Context) ([]*Operation, error) {
 	_, err := d.operations(ctx, false)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
@@ -663,17 +680,23 @@ func (d *Desk) Operations(ctx context.Context) ([]*Operation, error) {
 		return nil, err
 	}
 	var all []*Operation
+	var unreadable []error
 	for _, id := range ids {
 		s, err := d.load(ctx, id)
-		if errors.Is(err, ErrNotFound) {
-			continue // removed since
-		}
-		if err != nil {
+		switch {
+		case errors.Is(err, ErrNotFound): // removed since
+		case errors.Is(err, ErrUnreadable):
+			unreadable = append(unreadable, err)
+		case err != nil:
 			return all, err
+		default:
+			all = append(all, s.operation(s.Counted))
 		}
-		all = append(all, s.operation(s.Counted))
 	}
-	return all, nil
+	if n := len(unreadable); n > samples {
+		unreadable = append(unreadable[:samples], fmt.Errorf("%d more operations: %w", n-samples, ErrUnreadable))
+	}
+	return all, errors.Join(unreadable...)
 }
 
 // Pause has the process that runs an operation stop sending. What is sent goes on
@@ -776,7 +799,7 @@ func (w *watch) dead(s *stored) bool {
 // tidy removes plans that nobody has run, and operations that ended long ago.
 func (d *Desk) tidy(ctx context.Context) error {
 	all, err := d.Operations(ctx)
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrUnreadable) {
 		return err
 	}
 	kv, err := d.operations(ctx, false)
@@ -791,8 +814,12 @@ func (d *Desk) tidy(ctx context.Context) error {
 		if err := kv.Purge(ctx, operationKey(o.ID)); err != nil {
 			return fmt.Errorf("remove old operation %s: %w", o.ID, err)
 		}
-		for n := range (o.Selected + itemsPerKey - 1) / itemsPerKey {
-			if err := kv.Purge(ctx, selectionKey(o.ID, n)); err != nil {
+		parts, err := d.keys(ctx, selectionKeys(o.ID))
+		if err != nil {
+			return err
+		}
+		for _, key := range parts {
+			if err := kv.Purge(ctx, key); err != nil {
 				return fmt.Errorf("remove old operation %s: %w", o.ID, err)
 			}
 		}

@@ -51,18 +51,25 @@ func (d *Desk) DryRun(ctx context.Context, sel Selection, o Options) (*Plan, err
 	if sel.Where != nil {
 		p.Query = sel.Where.Text()
 	}
-	pl := &planner{d: d, p: p, consumers: make(map[[2]string]*PlanConsumer), groups: newGrouper(d.cfg.Fingerprint)}
+	pl := &planner{
+		d: d, p: p, consumers: make(map[[2]string]*PlanConsumer), groups: newGrouper(d.cfg.Fingerprint), owners: newOwners(d),
+	}
 	for e, err := range d.Entries(ctx, sel, len(o.Patch) > 0) {
 		switch {
 		case e == nil && isNotARecord(err):
 			continue
 		case e == nil:
 			return nil, err
+		case errors.Is(err, errMisplaced):
+			pl.leave(errMisplaced.Error())
+			continue
 		case err != nil:
-			p.LeftOut["it cannot be read whole"]++
+			pl.leave("it cannot be read whole")
 			continue
 		}
-		pl.add(e)
+		if err := pl.add(ctx, e); err != nil {
+			return nil, err
+		}
 	}
 	if err := pl.finish(ctx); err != nil {
 		return nil, err
@@ -104,20 +111,39 @@ type planner struct {
 	groups    *grouper
 	unpatched []string // IDs of entries that the patch does not apply to
 	replaying int      // taken although they are on their way
+	owners    *owners
+	newest    []*dlq.Entry // to be compared with their messages
 }
 
-func (pl *planner) add(e *dlq.Entry) {
+// leave counts an entry that is left out. Records choose some of the reasons, so there
+// is a limit to how many are told apart.
+func (pl *planner) leave(why string) {
+	const most = 100
+	if _, ok := pl.p.LeftOut[why]; !ok && len(pl.p.LeftOut) >= most {
+		why = "other reasons"
+	}
+	pl.p.LeftOut[why]++
+}
+
+func (pl *planner) add(ctx context.Context, e *dlq.Entry) error {
 	p := pl.p
-	if why := pl.leaveOut(e); why != "" {
-		p.LeftOut[why]++
-		return
+	why := pl.leaveOut(e)
+	if why == "" && p.Options.Target == TargetEveryone {
+		var err error
+		if _, why, err = pl.owners.of(ctx, e.Record); err != nil {
+			return err
+		}
+	}
+	if why != "" {
+		pl.leave(why)
+		return nil
 	}
 	var after []byte
 	if len(p.Options.Patch) > 0 {
 		var err error
-		if after, err = mergePatch(e.Data, p.Options.Patch); err != nil {
+		if after, err = Patch(e.Data, p.Options.Patch); err != nil {
 			pl.unpatched = append(pl.unpatched, e.ID)
-			return
+			return nil //nolint:nilerr // it is a problem of the plan
 		}
 	}
 	p.Selected++
@@ -138,6 +164,11 @@ func (pl *planner) add(e *dlq.Entry) {
 	}
 	pl.consumers[key].Count++
 	pl.items = append(pl.items, item{e.Sequence, e.Last, e.RevisionSequence})
+	if len(pl.newest) < compared {
+		r := *e.Record
+		r.Data, r.Header = nil, nil
+		pl.newest = append(pl.newest, dlq.NewEntry(&r, e.Sequence, nil))
+	}
 	if len(p.Samples) < samples {
 		sample, r := *e, *e.Record
 		if after != nil {
@@ -147,6 +178,7 @@ func (pl *planner) add(e *dlq.Entry) {
 		sample.Record = &r
 		p.Samples = append(p.Samples, &sample)
 	}
+	return nil
 }
 
 // leaveOut says why an entry is not replayed, or "".
@@ -163,15 +195,29 @@ func (pl *planner) leaveOut(e *dlq.Entry) string {
 		return "its payload was not kept, or was gone"
 	case o.tracked() && e.Event == "":
 		return fmt.Sprintf("consumer %q is not monotel's, so it cannot be reached alone: replay to %s", e.Consumer, TargetEveryone)
+	case o.tracked():
+		return nameProblem(e.Stream, e.Consumer)
 	case o.Target == TargetEveryone && e.Subject == "":
 		return "its original subject is not known"
 	}
 	return ""
 }
 
+// indented lays JSON out, unless it is so deep that the spaces would be most of it.
 func indented(data []byte) string {
+	const deepest = 64
 	var b bytes.Buffer
-	if json.Indent(&b, data, "", "  ") != nil {
+	depth, most := 0, 0
+	for _, c := range data { // those in strings count, too: then it stays as it is
+		switch c {
+		case '{', '[':
+			depth++
+			most = max(most, depth)
+		case '}', ']':
+			depth--
+		}
+	}
+	if most > deepest || json.Indent(&b, data, "", "  ") != nil {
 		return string(data)
 	}
 	return b.String()
@@ -197,10 +243,19 @@ func (pl *planner) finish(ctx context.Context) error {
 	slices.SortFunc(p.Consumers, func(a, b PlanConsumer) int {
 		return cmp.Or(strings.Compare(a.Stream, b.Stream), strings.Compare(a.Consumer, b.Consumer))
 	})
+	if n := len(p.Consumers); n > mostConsumers {
+		p.Problems = append(p.Problems, fmt.Sprintf("it is for %d consumers, and may be for %d: select fewer", n, mostConsumers))
+		p.Consumers = p.Consumers[:mostConsumers]
+		return nil
+	}
 	if p.Options.tracked() {
 		if err := pl.preflights(ctx); err != nil {
 			return err
 		}
+	}
+	p.Warnings = append(p.Warnings, pl.d.compare(ctx, pl.newest, p.Selected)...)
+	if ctx.Err() != nil {
+		return fmt.Errorf("compare dead letters with their messages: %w", context.Cause(ctx))
 	}
 	slices.Sort(p.Problems)
 	switch subject, toSubject := strings.CutPrefix(p.Options.Target, TargetSubject); {
@@ -216,15 +271,11 @@ func (pl *planner) finish(ctx context.Context) error {
 
 // storedSubject makes sure that somebody keeps what is sent to a subject.
 func (pl *planner) storedSubject(ctx context.Context, subject string) error {
-	_, err := pl.d.js.StreamNameBySubject(ctx, subject)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		pl.p.Problems = append(pl.p.Problems, fmt.Sprintf("no stream stores subject %q, so what is sent there may be lost", subject))
-		return nil
+	_, why, err := pl.d.ownerOf(ctx, subject)
+	if why != "" {
+		pl.p.Problems = append(pl.p.Problems, why)
 	}
-	if err != nil {
-		return fmt.Errorf("look up the stream of subject %q: %w", subject, err)
-	}
-	return nil
+	return err
 }
 
 // preflights looks at the consumers that are to get messages, and at who else may

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
@@ -231,10 +230,34 @@ func TestPlan_copies(t *testing.T) {
 // Who may not list consumers and streams can plan, and learns what is not known.
 func TestPlan_bystandersUnknown(t *testing.T) {
 	t.Parallel()
+	b := setupGuest(t, "$JS.API.CONSUMER.LIST.>", "$JS.API.STREAM.LIST")
+	p := b.plan(t, triage.Selection{}, triage.Options{})
+	got := aboutOthers(p)
+	if len(got) != 2 || !strings.HasSuffix(got[0], "no permission to publish to $JS.API.CONSUMER.LIST.orders") ||
+		!strings.HasSuffix(got[1], "no permission to publish to $JS.API.STREAM.LIST") {
+		t.Errorf("it warns of %q", got)
+	}
+}
+
+// Who may not read the messages of a stream can plan, and learns that nothing is
+// compared.
+func TestPlan_cannotCompare(t *testing.T) {
+	t.Parallel()
+	b := setupGuest(t, "$JS.API.STREAM.MSG.GET.orders")
+	p := b.plan(t, triage.Selection{}, triage.Options{})
+	if n := len(slices.DeleteFunc(p.Warnings, func(w string) bool { return !strings.Contains(w, "cannot be compared") })); n != 1 {
+		t.Errorf("it warns %d times of what cannot be compared, want once", n)
+	}
+}
+
+// setupGuest starts a server with a few dead letters, whose desk is that of a user who
+// may not publish to what is denied.
+func setupGuest(t *testing.T, deny ...string) *bundle {
+	t.Helper()
 	s, err := server.NewServer(&server.Options{
 		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true,
 		Users: []*server.User{{Username: "admin", Password: "pw"}, {Username: "guest", Password: "pw", Permissions: &server.Permissions{
-			Publish: &server.SubjectPermission{Deny: []string{"$JS.API.CONSUMER.LIST.>", "$JS.API.STREAM.LIST"}},
+			Publish: &server.SubjectPermission{Deny: deny},
 		}}},
 	})
 	must(t, err)
@@ -250,24 +273,20 @@ func TestPlan_bystandersUnknown(t *testing.T) {
 		t.Cleanup(nc.Close)
 		return nc
 	}
-	b := &bundle{nc: connect("admin"), begin: time.Now().Add(-time.Hour).UTC().Truncate(time.Second)}
+	b := &bundle{nc: connect("admin")}
 	b.js, err = jetstream.New(b.nc, jetstream.WithDefaultTimeout(longestWait))
 	must(t, err)
 	b.store, err = dlq.NewStore(b.nc, b.js, dlq.Config{})
 	must(t, err)
 	must(t, b.store.Provision(within(t)))
-	_, err = b.js.CreateStream(within(t), jetstream.StreamConfig{Name: ordersStream, Subjects: []string{ordersSubject}})
+	orders, err := b.js.CreateStream(within(t), jetstream.StreamConfig{Name: ordersStream, Subjects: []string{ordersSubject}})
 	must(t, err)
+	b.begin = orders.CachedInfo().Created
 	b.consumer(t, ordersStream, billing, ordersSubject)
-	b.capture(t, 1)
+	b.capture(t, 12)
 	b.nc = connect("guest")
 	b.desk = b.open(t, triage.Config{})
-	p := b.plan(t, triage.Selection{}, triage.Options{})
-	got := aboutOthers(p)
-	if len(got) != 2 || !strings.HasSuffix(got[0], "no permission to publish to $JS.API.CONSUMER.LIST.orders") ||
-		!strings.HasSuffix(got[1], "no permission to publish to $JS.API.STREAM.LIST") {
-		t.Errorf("it warns of %q", got)
-	}
+	return b
 }
 
 // consumer makes one.

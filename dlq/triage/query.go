@@ -2,6 +2,7 @@ package triage
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,10 @@ import (
 	"unicode/utf8"
 
 	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/operators"
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
+	"cel.dev/cel-go/interpreter"
 	"github.com/nats-io/nats.go"
 	"golang.org/x/text/width"
 
@@ -26,6 +31,14 @@ const (
 	longestQuery = 4096
 	deepestQuery = 64
 	queryCost    = 1_000_000
+
+	// bytesPerCost is how much of a payload is decoded for a cost of 1: a payload of
+	// 32 MB costs all that a query may.
+	bytesPerCost = 32
+
+	// interruptEvery is after how many steps of loops a query looks whether its context
+	// has ended.
+	interruptEvery = 64
 )
 
 // A Query is a condition on dead letters, written in CEL, the Common Expression
@@ -77,45 +90,46 @@ func (e *QueryError) Is(target error) bool { return target == ErrInvalid }
 type variable struct {
 	kind  *cel.Type
 	value func(a *activation) any
+	once  bool // it costs something to make
 }
 
 // variables are what a query may look at. What is not known is empty, 0, or the
 // beginning of time.
 var variables = map[string]variable{
-	"id":              {cel.StringType, func(a *activation) any { return a.e.ID }},
-	"state":           {cel.StringType, func(a *activation) any { return string(a.e.State) }},
-	"reason":          {cel.StringType, func(a *activation) any { return string(a.e.Failure.Reason) }},
-	"reason_text":     {cel.StringType, func(a *activation) any { return a.e.Failure.ReasonText }},
-	"subject":         {cel.StringType, func(a *activation) any { return a.e.Subject }},
-	"event":           {cel.StringType, func(a *activation) any { return a.e.Event }},
-	"stream":          {cel.StringType, func(a *activation) any { return a.e.Stream }},
-	"consumer":        {cel.StringType, func(a *activation) any { return a.e.Consumer }},
-	"module":          {cel.StringType, func(a *activation) any { return a.e.Module }},
-	"app":             {cel.StringType, func(a *activation) any { return a.e.App }},
-	"app_version":     {cel.StringType, func(a *activation) any { return a.e.AppVersion }},
-	"host":            {cel.StringType, func(a *activation) any { return a.e.Host }},
-	"error":           {cel.StringType, func(a *activation) any { return a.e.Failure.Error }},
-	"error_type":      {cel.StringType, func(a *activation) any { return a.e.Failure.ErrorType }},
-	"error_types":     {cel.ListType(cel.StringType), func(a *activation) any { return a.e.Failure.ErrorTypes }},
-	"stack":           {cel.StringType, func(a *activation) any { return strings.Join(a.e.Failure.Stack, "\n") }},
-	"traceparent":     {cel.StringType, func(a *activation) any { return a.e.Failure.Traceparent }},
-	"headers":         {cel.MapType(cel.StringType, cel.StringType), func(a *activation) any { return firstValues(a.e.Header) }},
-	"payload":         {cel.DynType, func(a *activation) any { return a.payload() }},
-	"size":            {cel.IntType, func(a *activation) any { return int64(a.e.BodySize) }},
-	"deliveries":      {cel.IntType, func(a *activation) any { return clamped(a.e.Deliveries) }},
-	"stream_sequence": {cel.IntType, func(a *activation) any { return clamped(a.e.StreamSequence) }},
-	"sequence":        {cel.IntType, func(a *activation) any { return clamped(a.e.Sequence) }},
-	"replays":         {cel.IntType, func(a *activation) any { return int64(a.e.Replays) }},
-	"failures":        {cel.IntType, func(a *activation) any { return int64(a.e.Failures) }},
-	"revision":        {cel.IntType, func(a *activation) any { return int64(a.e.Revision) }},
-	"stored":          {cel.TimestampType, func(a *activation) any { return a.e.Stored }},
-	"first_failed":    {cel.TimestampType, func(a *activation) any { return a.e.FirstFailed }},
-	"failed":          {cel.TimestampType, func(a *activation) any { return a.e.Failure.Failed }},
-	"changed":         {cel.TimestampType, func(a *activation) any { return a.e.Changed }},
-	"age":             {cel.DurationType, func(a *activation) any { return time.Since(a.e.Failure.Failed) }},
-	"actor":           {cel.StringType, func(a *activation) any { return a.e.Actor }},
-	"operation":       {cel.StringType, func(a *activation) any { return a.e.Operation }},
-	"group":           {cel.StringType, func(a *activation) any { return a.fingerprint(a.e) }},
+	"id":              {cel.StringType, func(a *activation) any { return a.e.ID }, false},
+	"state":           {cel.StringType, func(a *activation) any { return string(a.e.State) }, false},
+	"reason":          {cel.StringType, func(a *activation) any { return string(a.e.Failure.Reason) }, false},
+	"reason_text":     {cel.StringType, func(a *activation) any { return a.e.Failure.ReasonText }, false},
+	"subject":         {cel.StringType, func(a *activation) any { return a.e.Subject }, false},
+	"event":           {cel.StringType, func(a *activation) any { return a.e.Event }, false},
+	"stream":          {cel.StringType, func(a *activation) any { return a.e.Stream }, false},
+	"consumer":        {cel.StringType, func(a *activation) any { return a.e.Consumer }, false},
+	"module":          {cel.StringType, func(a *activation) any { return a.e.Module }, false},
+	"app":             {cel.StringType, func(a *activation) any { return a.e.App }, false},
+	"app_version":     {cel.StringType, func(a *activation) any { return a.e.AppVersion }, false},
+	"host":            {cel.StringType, func(a *activation) any { return a.e.Host }, false},
+	"error":           {cel.StringType, func(a *activation) any { return a.e.Failure.Error }, false},
+	"error_type":      {cel.StringType, func(a *activation) any { return a.e.Failure.ErrorType }, false},
+	"error_types":     {cel.ListType(cel.StringType), func(a *activation) any { return a.e.Failure.ErrorTypes }, false},
+	"stack":           {cel.StringType, func(a *activation) any { return strings.Join(a.e.Failure.Stack, "\n") }, true},
+	"traceparent":     {cel.StringType, func(a *activation) any { return a.e.Failure.Traceparent }, false},
+	"headers":         {cel.MapType(cel.StringType, cel.StringType), func(a *activation) any { return firstValues(a.e.Header) }, true},
+	"payload":         {cel.DynType, func(a *activation) any { return a.payload() }, true},
+	"size":            {cel.IntType, func(a *activation) any { return int64(a.e.BodySize) }, false},
+	"deliveries":      {cel.IntType, func(a *activation) any { return clamped(a.e.Deliveries) }, false},
+	"stream_sequence": {cel.IntType, func(a *activation) any { return clamped(a.e.StreamSequence) }, false},
+	"sequence":        {cel.IntType, func(a *activation) any { return clamped(a.e.Sequence) }, false},
+	"replays":         {cel.IntType, func(a *activation) any { return int64(a.e.Replays) }, false},
+	"failures":        {cel.IntType, func(a *activation) any { return int64(a.e.Failures) }, false},
+	"revision":        {cel.IntType, func(a *activation) any { return int64(a.e.Revision) }, false},
+	"stored":          {cel.TimestampType, func(a *activation) any { return a.e.Stored }, false},
+	"first_failed":    {cel.TimestampType, func(a *activation) any { return a.e.FirstFailed }, false},
+	"failed":          {cel.TimestampType, func(a *activation) any { return a.e.Failure.Failed }, false},
+	"changed":         {cel.TimestampType, func(a *activation) any { return a.e.Changed }, false},
+	"age":             {cel.DurationType, func(a *activation) any { return time.Since(a.e.Failure.Failed) }, false},
+	"actor":           {cel.StringType, func(a *activation) any { return a.e.Actor }, false},
+	"operation":       {cel.StringType, func(a *activation) any { return a.e.Operation }, false},
+	"group":           {cel.StringType, func(a *activation) any { return a.fingerprint(a.e) }, true},
 }
 
 // clamped fits a number into CEL's.
@@ -136,6 +150,7 @@ func firstValues(h nats.Header) map[string]string {
 type activation struct {
 	e           *dlq.Entry
 	fingerprint func(*dlq.Entry) string
+	kept        map[string]any // values that are made once, since a loop asks again and again
 }
 
 // ResolveName returns the value of a variable.
@@ -144,7 +159,18 @@ func (a *activation) ResolveName(name string) (any, bool) {
 	if !ok {
 		return nil, false
 	}
-	return v.value(a), true
+	if !v.once {
+		return v.value(a), true
+	}
+	value, ok := a.kept[name]
+	if !ok {
+		value = v.value(a)
+		if a.kept == nil {
+			a.kept = make(map[string]any)
+		}
+		a.kept[name] = value
+	}
+	return value, true
 }
 
 // Parent returns nil: there are no other variables.
@@ -221,7 +247,8 @@ func Compile(text string) (*Query, error) {
 	if out := ast.OutputType(); !out.IsExactType(cel.BoolType) && !out.IsExactType(cel.DynType) {
 		return nil, &QueryError{Text: text, Line: 1, Message: fmt.Sprintf("it is a %s; want a condition, such as %s == …", out, strings.TrimSpace(firstLine(text)))}
 	}
-	program, err := env.Program(ast, cel.EvalOptions(cel.OptOptimize), cel.CostLimit(queryCost))
+	program, err := env.Program(ast, cel.EvalOptions(cel.OptOptimize), cel.CostTracking(costs{}), cel.CostLimit(queryCost),
+		cel.InterruptCheckFrequency(interruptEvery))
 	if err != nil {
 		return nil, fmt.Errorf("query: %w: %w", ErrInvalid, err)
 	}
@@ -275,18 +302,90 @@ func (q *Query) Text() string { return q.text }
 // be read.
 func (q *Query) UsesPayload() bool { return q.payload }
 
+// errTooMuch reports a query that would cost too much together with the decoding of the
+// payload. What the evaluator counts by itself is the same error.
+var errTooMuch = interpreter.EvalCancelledError{
+	Cause: interpreter.CostLimitExceeded, Message: "operation cancelled: actual cost limit exceeded, with the size of the payload",
+}
+
+// costs counts for the evaluator what comparing costs: it looks at every part of both
+// values, and not only at the outermost.
+type costs struct{}
+
+// CallCost returns what a call has cost, nil for what the evaluator counts.
+func (costs) CallCost(function, _ string, args []ref.Val, _ ref.Val) *uint64 {
+	isOne := func(v ref.Val) bool { return v.Type() != types.ListType && v.Type() != types.MapType }
+	switch {
+	case function == operators.In && args[1].Type() == types.MapType: // it is looked up
+		return nil
+	case function != operators.Equals && function != operators.NotEquals && function != operators.In, isOne(args[0]) && isOne(args[1]):
+		return nil
+	}
+	cost := uint64(1)
+	for _, a := range args {
+		cost += parts(a.Value())
+	}
+	return &cost
+}
+
+// parts is how many parts a value has, about.
+func parts(v any) uint64 {
+	const letters = 10 // compared in one step, as the evaluator counts them
+	n := uint64(1)
+	switch v := v.(type) {
+	case string:
+		n += uint64(len(v) / letters)
+	case []any:
+		for _, x := range v {
+			n += parts(x)
+		}
+	case map[string]any:
+		for _, x := range v {
+			n += parts(x)
+		}
+	case []ref.Val:
+		for _, x := range v {
+			n += parts(x.Value())
+		}
+	case map[ref.Val]ref.Val:
+		for k, x := range v {
+			n += parts(k.Value()) + parts(x.Value())
+		}
+	}
+	return n
+}
+
 // errNotBool reports a query whose value is no condition after all.
 var errNotBool = errors.New("the query's value is neither true nor false")
 
 // Match reports whether the query is true for an entry. Where it cannot be told,
 // as when the payload lacks a field or has text for a number, it is false, and the
 // error says why: for a list that is no error.
-func (q *Query) Match(e *dlq.Entry) (bool, error) { return q.match(e, Fingerprint) }
+func (q *Query) Match(e *dlq.Entry) (bool, error) {
+	return q.evaluate(e, Fingerprint, func(a *activation) (ref.Val, *cel.EvalDetails, error) { return q.program.Eval(a) })
+}
 
-func (q *Query) match(e *dlq.Entry, fingerprint func(*dlq.Entry) string) (bool, error) {
-	value, _, err := q.program.Eval(&activation{e, fingerprint})
+// match is [Query.Match] that ends, with an error, when ctx does.
+func (q *Query) match(ctx context.Context, e *dlq.Entry, fingerprint func(*dlq.Entry) string) (bool, error) {
+	return q.evaluate(e, fingerprint, func(a *activation) (ref.Val, *cel.EvalDetails, error) { return q.program.ContextEval(ctx, a) })
+}
+
+func (q *Query) evaluate(
+	e *dlq.Entry, fingerprint func(*dlq.Entry) string, eval func(*activation) (ref.Val, *cel.EvalDetails, error),
+) (bool, error) {
+	size := uint64(0)
+	if q.payload {
+		size = uint64(len(e.Data) / bytesPerCost)
+	}
+	if size > queryCost {
+		return false, fmt.Errorf("query: %w", errTooMuch)
+	}
+	value, details, err := eval(&activation{e: e, fingerprint: fingerprint})
 	if err != nil {
 		return false, fmt.Errorf("query: %w", err)
+	}
+	if cost := details.ActualCost(); cost != nil && *cost+size > queryCost {
+		return false, fmt.Errorf("query: %w", errTooMuch)
 	}
 	ok, isBool := value.Value().(bool)
 	if !isBool {

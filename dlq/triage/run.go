@@ -102,7 +102,7 @@ func (d *Desk) Run(ctx context.Context, id string, progress func(*Operation)) (*
 	r := &runner{
 		d: d, js: js, id: id, s: s, progress: progress, slots: make(chan struct{}, inWork),
 		counted: s.Counted.clone(), renewed: time.Now().Round(0),
-		done: make(map[int]string), unseen: make(map[uint64]struct{}),
+		done: make(map[int]string), unseen: make(map[uint64]struct{}), owners: newOwners(d),
 	}
 	r.cond = sync.NewCond(&r.mu)
 	r.ended, r.stop = context.WithCancel(context.WithoutCancel(ctx))
@@ -167,6 +167,9 @@ type runner struct {
 	id       string
 	progress func(*Operation)
 	items    []item
+	owners   *owners            // of original subjects
+	owner    string             // of the subject that was asked for
+	planned  map[[2]string]bool // streams and consumers
 
 	mu        sync.Mutex
 	cond      *sync.Cond
@@ -256,6 +259,20 @@ func (r *runner) prepare(ctx, work context.Context) (err error) {
 	if r.items, err = r.d.selection(ctx, &r.s.Plan); err != nil {
 		return err
 	}
+	r.planned = make(map[[2]string]bool, len(r.s.Plan.Consumers))
+	for _, c := range r.s.Plan.Consumers {
+		r.planned[[2]string{c.Stream, c.Consumer}] = true
+	}
+	if subject, ok := strings.CutPrefix(o.Target, TargetSubject); ok {
+		owner, why, err := r.d.ownerOf(ctx, subject)
+		if err != nil {
+			return err
+		}
+		if why != "" {
+			return fmt.Errorf("operation %s: %w: %s", r.id, ErrInvalid, why)
+		}
+		r.owner = owner
+	}
 	if o.tracked() {
 		for _, c := range r.s.Plan.Consumers {
 			if err := r.d.openTo(ctx, c.Stream, c.Consumer); err != nil {
@@ -288,7 +305,7 @@ func (r *runner) send(work context.Context) {
 		limiter = rate.NewLimiter(rate.Limit(o.Rate), max(int(o.Rate/rateSlack), 1))
 		limiter.AllowN(time.Now(), limiter.Burst()) // it begins empty
 	}
-	average := int(r.s.Plan.Bytes / int64(max(r.s.Plan.Selected, 1)))
+	average := int(min(r.s.Plan.Bytes/int64(max(r.s.Plan.Selected, 1)), mostBytes))
 	queue := make(chan *job, together)
 	var all sync.WaitGroup
 	r.mu.Lock()
@@ -670,7 +687,7 @@ func (r *runner) handle(ctx context.Context, jobs []*job, all *sync.WaitGroup) {
 			j.change.Sequence = j.ack.Sequence
 			j.e.Apply(&j.change)
 			r.isClaimed(j, j.e.Last)
-			j.msg, j.opts = r.message(j.e, j.e.Record, j.e.Last)
+			j.msg, j.opts = r.message(j.e, j.e.Record, j.e.Last, j.e.Stream)
 			j.end = r.trace(ctx, j.e, j.msg)
 			sends = append(sends, j)
 			continue
@@ -702,7 +719,7 @@ func (r *runner) isPlain(j *job) bool {
 		return false
 	}
 	rec, err := dlq.Decode(j.m.header, j.m.data)
-	if err != nil || rec.Body == dlq.BodyObject || rec.HeadersObject != "" {
+	if err != nil || rec.Body == dlq.BodyObject || rec.HeadersObject != "" || r.d.placed(rec, j.m.subject) != nil || r.notPlanned(rec) != "" {
 		return false
 	}
 	j.e = dlq.NewEntry(rec, j.m.sequence, nil)
@@ -818,8 +835,11 @@ func (r *runner) read(ctx context.Context, it item, m *message) (e *dlq.Entry, w
 			return err
 		case it.last != it.sequence:
 			e, err = r.d.getAt(ctx, m.subject)
-			if errors.Is(err, ErrNotFound) {
+			switch {
+			case errors.Is(err, ErrNotFound):
 				e, why, err = nil, "discarded meanwhile", nil
+			case errors.Is(err, errMisplaced):
+				e, why, err = nil, errMisplaced.Error(), nil
 			}
 			return err
 		}
@@ -827,6 +847,10 @@ func (r *runner) read(ctx context.Context, it item, m *message) (e *dlq.Entry, w
 		if rec == nil {
 			why = "it cannot be read"
 			return nil
+		}
+		if r.d.placed(rec, m.subject) != nil {
+			why = errMisplaced.Error()
+			return nil //nolint:nilerr // it is skipped, as one that cannot be read
 		}
 		e = dlq.NewEntry(rec, m.sequence, nil)
 		return err
@@ -958,6 +982,9 @@ func (r *runner) claim() dlq.Change {
 // claimAndSend takes an entry in hand and sends it.
 func (r *runner) claimAndSend(ctx context.Context, e *dlq.Entry, claimed func(uint64)) (why string, err error) {
 	o := &r.s.Plan.Options
+	if _, why, err := r.destination(ctx, e.Record); why != "" || err != nil {
+		return why, err
+	}
 	if len(o.Patch) > 0 && !(len(e.History) > 0 && e.History[len(e.History)-1].Operation == r.id) {
 		if why, err := r.patch(ctx, e); why != "" || err != nil {
 			return why, err
@@ -1007,10 +1034,13 @@ func (r *runner) patch(ctx context.Context, e *dlq.Entry) (why string, err error
 		current, err = r.d.Current(ctx, e)
 		return err
 	})
+	if isGone(err) {
+		return payloadGone, nil
+	}
 	if err != nil {
 		return "", err
 	}
-	after, err := mergePatch(current.Data, o.Patch)
+	after, err := Patch(current.Data, o.Patch)
 	if err != nil {
 		return "the patch does not apply", nil //nolint:nilerr // that is why it is skipped
 	}
@@ -1030,6 +1060,13 @@ func (r *runner) patch(ctx context.Context, e *dlq.Entry) (why string, err error
 	return "", err
 }
 
+const payloadGone = "its payload is gone"
+
+// isGone reports whether a payload will not be there later either.
+func isGone(err error) bool {
+	return isOneOf(err, jetstream.ErrObjectNotFound, jetstream.ErrBucketNotFound, jetstream.ErrMsgNotFound, dlq.ErrObject)
+}
+
 // sendEntry sends what is claimed. If that cannot be done, the entry is released.
 func (r *runner) sendEntry(ctx context.Context, e *dlq.Entry, claim uint64) error {
 	var current *dlq.Record
@@ -1037,13 +1074,20 @@ func (r *runner) sendEntry(ctx context.Context, e *dlq.Entry, claim uint64) erro
 		current, err = r.d.Current(ctx, e)
 		return err
 	})
-	if isOneOf(err, jetstream.ErrObjectNotFound, jetstream.ErrBucketNotFound, jetstream.ErrMsgNotFound) {
-		return r.release(ctx, e, "its payload is gone")
+	if isGone(err) {
+		return r.release(ctx, e, payloadGone)
 	}
 	if err != nil {
 		return err
 	}
-	msg, opts := r.message(e, current, claim)
+	owner, why, err := r.destination(ctx, e.Record)
+	if why != "" {
+		return r.release(ctx, e, why)
+	}
+	if err != nil {
+		return err
+	}
+	msg, opts := r.message(e, current, claim, owner)
 	return r.deliver(ctx, e, claim, msg, opts, r.trace(ctx, e, msg), false)
 }
 
@@ -1132,17 +1176,45 @@ const (
 	codeOtherStream       = 10060
 )
 
-// message is what is sent for an entry.
-func (r *runner) message(e *dlq.Entry, current *dlq.Record, claim uint64) (*nats.Msg, []jetstream.PublishOpt) {
+// notPlanned says why an entry is not for a consumer of the plan, or "". What is stored
+// of an operation may be changed by others, and so may what it selects.
+func (r *runner) notPlanned(rec *dlq.Record) string {
+	if r.planned[[2]string{rec.Stream, rec.Consumer}] {
+		return ""
+	}
+	return cmp.Or(nameProblem(rec.Stream, rec.Consumer), "its consumer is not in the plan")
+}
+
+// destination returns the stream that takes what is sent for a record. Otherwise it
+// says why nothing is sent.
+func (r *runner) destination(ctx context.Context, rec *dlq.Record) (owner, why string, err error) {
+	o := &r.s.Plan.Options
+	switch {
+	case o.tracked():
+		return rec.Stream, r.notPlanned(rec), nil
+	case o.Target != TargetEveryone:
+		return r.owner, "", nil
+	}
+	err = r.retry(ctx, func(ctx context.Context) (err error) {
+		owner, why, err = r.owners.of(ctx, rec)
+		return err
+	})
+	return owner, why, err
+}
+
+// message is what is sent for an entry. owner is the stream that takes it.
+func (r *runner) message(e *dlq.Entry, current *dlq.Record, claim uint64, owner string) (*nats.Msg, []jetstream.PublishOpt) {
 	o := &r.s.Plan.Options
 	msg := &nats.Msg{Subject: current.Subject, Data: current.Data, Header: replayHeader(e, current, r.d.cfg.Stream, r.id, claim)}
-	opts := []jetstream.PublishOpt{jetstream.WithRetryAttempts(0), jetstream.WithMsgID(r.id + "." + e.ID)}
+	opts := []jetstream.PublishOpt{
+		jetstream.WithRetryAttempts(0), jetstream.WithMsgID(r.id + "." + e.ID), jetstream.WithExpectStream(owner),
+	}
 	if subject, ok := strings.CutPrefix(o.Target, TargetSubject); ok {
 		msg.Subject = subject
 	}
 	if o.tracked() {
 		msg.Subject = dlq.ReplaySubject(e.Stream, e.Consumer, e.ID, r.id)
-		opts = append(opts, jetstream.WithExpectStream(e.Stream), jetstream.WithExpectLastSequencePerSubject(0))
+		opts = append(opts, jetstream.WithExpectLastSequencePerSubject(0))
 	}
 	return msg, opts
 }
@@ -1155,8 +1227,7 @@ func replayHeader(e *dlq.Entry, current *dlq.Record, stream, operation string, c
 		if hasPrefixFold(k, "Nats-") || hasPrefixFold(k, dlq.ReplayHeaderPrefix) {
 			continue
 		}
-		switch strings.ToLower(k) {
-		case "traceparent", "tracestate", "baggage":
+		if isTraceHeader(k) {
 			continue
 		}
 		h[k] = append([]string(nil), vs...)
@@ -1174,6 +1245,15 @@ func replayHeader(e *dlq.Entry, current *dlq.Record, stream, operation string, c
 	set(dlq.HeaderReplayClaim, strconv.FormatUint(claim, 10))
 	set(dlq.HeaderReplayLinks, strings.TrimSpace(e.Failure.Traceparent+" "+e.OriginTraceparent))
 	return h
+}
+
+// isTraceHeader reports whether a header continues a trace.
+func isTraceHeader(key string) bool {
+	switch strings.ToLower(key) {
+	case "traceparent", "tracestate", "baggage":
+		return true
+	}
+	return false
 }
 
 // release gives an entry back that was claimed and cannot be sent.
@@ -1350,6 +1430,8 @@ func (r *runner) resume(ctx context.Context) error {
 		switch {
 		case e == nil: // it is sent, or gone
 			return ignore(err, ErrNotFound)
+		case errors.Is(err, errMisplaced):
+			return nil
 		case len(e.History) == 0 || e.History[len(e.History)-1].Sequence != claim: // somebody has taken it by force
 			return nil
 		}

@@ -3,6 +3,7 @@ package triage
 import (
 	"bufio"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -98,10 +99,15 @@ func (d *Desk) exportLine(ctx context.Context, e *dlq.Entry) (*exportLine, error
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range objects {
+	slices.Sort(objects)
+	size := 0
+	for _, name := range slices.Compact(objects) {
 		data, err := d.store.Object(ctx, name)
 		if err != nil {
 			return nil, err
+		}
+		if size += base64.StdEncoding.EncodedLen(len(data)); size > longestLine {
+			return nil, fmt.Errorf("%w: it has more than %d bytes, which no import reads", ErrInvalid, longestLine)
 		}
 		if line.Objects == nil {
 			line.Objects = make(map[string][]byte)

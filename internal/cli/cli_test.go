@@ -714,3 +714,18 @@ func TestWithHeaders(t *testing.T) {
 		t.Errorf("the original is changed: %v", before)
 	}
 }
+
+// The command refuses a patch where the library does, and quotes no payload.
+func TestEdit_patchRefused(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for n, data := range []string{`[1,2]`, `"secret"`, `17`, `null`, `true`, `secret`, `{"secret":`, ``} {
+		r := record(n + 1)
+		r.Data = []byte(data)
+		id := b.capture(r)[0]
+		b.unchanged(func() {
+			b.in = `{"b":2}`
+			b.fails(exitUsage, []string{"no JSON object"}, "dlq", "edit", id, "--patch", "-", "--yes")
+		})
+	}
+}

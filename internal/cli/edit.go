@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strings"
 
-	jsonpatch "github.com/evanphx/json-patch/v5"
 	"github.com/nats-io/nats.go"
 	"github.com/rogpeppe/go-internal/diff"
 	"github.com/spf13/cobra"
@@ -145,14 +144,7 @@ func (ed *editFlags) apply(before *dlq.Record) (data []byte, err error) {
 }
 
 func patched(data, patch []byte) ([]byte, error) {
-	if !isJSON(data) {
-		return nil, fmt.Errorf("%w: its payload is not JSON, so there is nothing that a patch applies to", triage.ErrInvalid)
-	}
-	after, err := jsonpatch.MergePatch(data, patch)
-	if err != nil {
-		return nil, fmt.Errorf("%w: the patch does not apply to its payload", triage.ErrInvalid) // the cause may quote it
-	}
-	return after, nil
+	return triage.Patch(data, patch)
 }
 
 func (ed *editFlags) keepsJSON(before, after []byte) error {

@@ -255,14 +255,14 @@ func (c *cli) printStats(s *triage.Stats) error {
 	if err := t.flush(); err != nil {
 		return err
 	}
-	if err := countTable(c, "OPEN BY REASON", s.Reasons); err != nil {
+	if err := countTable(c, "OPEN BY REASON", s.Reasons, s.OtherReasons); err != nil {
 		return err
 	}
-	return countTable(c, "OPEN BY CONSUMER", s.Consumers)
+	return countTable(c, "OPEN BY CONSUMER", s.Consumers, s.OtherConsumers)
 }
 
-// countTable prints counts, the largest first.
-func countTable[K ~string](c *cli, title string, counts map[K]int) error {
+// countTable prints counts, the largest first, and what is left out.
+func countTable[K ~string](c *cli, title string, counts map[K]int, others triage.Others) error {
 	if len(counts) == 0 {
 		return nil
 	}
@@ -272,6 +272,9 @@ func countTable[K ~string](c *cli, title string, counts map[K]int) error {
 	t := c.table(c.out, title, "COUNT")
 	for _, k := range byCount(counts) {
 		_ = t.row(plain(string(k)), number(counts[k]))
+	}
+	if others.Count > 0 {
+		_ = t.row(plain(fmt.Sprintf("(%s more)", count(others.Count))), number(others.Open))
 	}
 	return t.flush()
 }

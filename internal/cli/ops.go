@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 
 	"charm.land/lipgloss/v2"
@@ -16,10 +17,10 @@ func (c *cli) ops() *cobra.Command {
 	list := c.runs(func(ctx context.Context, _ []string) error {
 		return c.withDesk(ctx, func(ctx context.Context, desk *triage.Desk) error {
 			all, err := desk.Operations(ctx)
-			if err != nil {
+			if err != nil && !errors.Is(err, triage.ErrUnreadable) {
 				return err
 			}
-			return c.listOperations(all)
+			return errors.Join(c.listOperations(all), err)
 		})
 	})
 	cmd := &cobra.Command{

@@ -106,6 +106,12 @@ func TestOutput(t *testing.T) {
 				Consumers: map[string]int{"ORDERS/billing": 1233, "ORDERS/ma\x1bil": 1}, Oldest: all[2], Newest: all[0], Bytes: 12 << 20, MaxBytes: 1 << 30, Unreadable: 1,
 			})
 		},
+		"stats_many": func(c *cli) error {
+			return c.printStats(&triage.Stats{
+				Stream: "DLQ", States: map[dlq.State]int{dlq.StateOpen: 121_233}, Reasons: map[dlq.Reason]int{dlq.ReasonPanic: 121_233},
+				Consumers: map[string]int{"ORDERS/billing": 1233}, OtherConsumers: triage.Others{Count: 99_900, Open: 120_000}, MaxBytes: -1,
+			})
+		},
 		"tail": func(c *cli) error {
 			for _, ev := range events {
 				if err := c.printEvent(ev); err != nil {

@@ -231,12 +231,21 @@ type statsView struct {
 	Bytes      uint64             `json:"bytes"`
 	MaxBytes   int64              `json:"max_bytes"` // -1: no limit
 	Unreadable int                `json:"unreadable"`
+
+	OtherReasons   othersView `json:"other_reasons,omitzero"`   // that are left out of reasons
+	OtherConsumers othersView `json:"other_consumers,omitzero"` // that are left out of consumers
+}
+
+type othersView struct {
+	Count int `json:"count"`
+	Open  int `json:"open"` // their dead letters
 }
 
 func viewStats(s *triage.Stats) statsView {
 	v := statsView{
 		Stream: s.Stream, States: orEmptyMap(s.States), Reasons: orEmptyMap(s.Reasons), Consumers: orEmptyMap(s.Consumers),
 		Bytes: s.Bytes, MaxBytes: s.MaxBytes, Unreadable: s.Unreadable,
+		OtherReasons: othersView(s.OtherReasons), OtherConsumers: othersView(s.OtherConsumers),
 	}
 	if s.Oldest != nil {
 		e := viewEntry(s.Oldest, nil)

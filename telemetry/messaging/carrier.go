@@ -91,7 +91,10 @@ func (c Carrier) Values(key string) []string {
 			found = k
 		}
 	}
-	if found == "" && lower == traceparent {
+	if found == "" {
+		if lower != traceparent {
+			return nil // and not what the header has under the empty key
+		}
 		found = renamedTraceparent
 	}
 	return c[found]

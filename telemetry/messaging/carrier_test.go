@@ -48,6 +48,18 @@ func TestCarrier_Get(t *testing.T) {
 		{name: "tracestate over several values", key: "tracestate", give: nats.Header{"tracestate": {"a=1", "b=2"}}, want: "a=1,b=2"},
 		{name: "Xracestate is nobody's", key: "tracestate", give: nats.Header{"Xracestate": {"a=1"}}},
 		{name: "any other key", key: "X-B3-TraceId", give: nats.Header{"X-B3-Traceid": {"1"}}, want: "1"},
+
+		// An empty key is no other key's, however that is written.
+		{name: "empty key, missing", key: "tracestate", give: nats.Header{"": {"x"}}},
+		{name: "empty key, no traceparent", give: nats.Header{"": {"x"}}},
+		{name: "empty key, not canonical", key: "x-B3-tRaceId", give: nats.Header{"": {"x"}}},
+		{name: "empty key, upper case", key: "BAGGAGE", give: nats.Header{"": {"x"}}},
+		{name: "empty key, no values of the key", key: "tracestate", give: nats.Header{"": {"x"}, "tracestate": {}}},
+		{name: "empty key, others there", key: "b3", give: nats.Header{"": {"x"}, "b3x": {"1"}, "b": {"2"}}},
+		{name: "empty key, the renamed one", give: nats.Header{"": {"x"}, "XRACEPARENT": {testParent}}},
+		{name: "not UTF-8", key: "\xff", give: nats.Header{"": {"x"}}},
+		{name: "letters that fold to ASCII", key: "tra\u017Fte", give: nats.Header{"": {"x"}}},
+		{name: "nil header", key: "tracestate"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
