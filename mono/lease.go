@@ -78,8 +78,7 @@ func (p *puller) heard(now time.Duration) (trusted bool) {
 		return true
 	}
 	if n, err := p.sub.Delivered(); err == nil && n > after {
-		p.trustAfter.Store(0)
-		return true
+		return p.trustAfter.CompareAndSwap(after, 0) // or there was another silence
 	}
 	return false
 }
@@ -104,12 +103,12 @@ const (
 
 // distrust trusts no message until the consumer's leader has answered.
 func (p *puller) distrust() {
-	p.silences.Add(1)
-	if p.trustAfter.Swap(trustAsked) == trustAsked {
-		return // somebody asks already
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.silences++
+	if p.trustAfter.Swap(trustAsked) == trustAsked {
+		return // somebody asks already, and asks again
+	}
 	if !p.ended { // it may be after a reconnect during Stop
 		p.extensions.Go(p.askForAnswer)
 	}
@@ -121,7 +120,9 @@ func (p *puller) distrust() {
 // The leader knows what it has delivered, on whatever way that comes here.
 func (p *puller) askForAnswer() {
 	for {
-		silences := p.silences.Load()
+		p.mu.Lock()
+		silences := p.silences
+		p.mu.Unlock()
 		ctx, cancel := context.WithTimeout(p.running, lookUpTimeout)
 		missing := p.missing.Load()
 		consumer, err := p.c.rt.js.Consumer(ctx, p.c.info.Stream, p.durable)
@@ -147,13 +148,15 @@ func (p *puller) askForAnswer() {
 			}
 			continue
 		}
-		p.trustAfter.Store(after)
-		if p.silences.Load() == silences {
+		p.mu.Lock()
+		over := p.silences == silences
+		if over {
+			p.trustAfter.Store(after)
+		}
+		p.mu.Unlock()
+		if over {
 			p.pull()
 			return
-		}
-		if p.trustAfter.Swap(trustAsked) == trustAsked {
-			return // there was another silence meanwhile, and another asks about that
 		}
 	}
 }

@@ -52,7 +52,6 @@ type puller struct {
 	activity   atomic.Uint64 // counts what the server sent, for the watchdog
 	alive      atomic.Int64  // when something came from the server, or was first asked for, as uptime
 	ticked     atomic.Int64  // when run has looked after leases, as uptime; 0: it does not run
-	silences   atomic.Uint32 // after which nothing was trusted
 	trustAfter atomic.Int64  // messages of sub; those before may have been under way for long; 0: none were
 	// The consumer's sequence when its leader last answered: what was delivered up to
 	// there may have been under way for long, whenever it comes. 0: it was not asked.
@@ -69,6 +68,7 @@ type puller struct {
 	outstandingBytes int             // and their bytes
 	inHand           map[uint64]*Msg // here, until their handler has returned; by stream sequence
 	inHandBytes      int
+	silences         uint32          // after which nothing was trusted
 	ended            bool            // nothing is asked any more
 	lastSequence     uint64          // of the consumer, of what arrived last
 	echoes           map[uint64]*Msg // may come again although they were settled here, see expectEchoes
