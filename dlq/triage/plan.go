@@ -1,10 +1,8 @@
 package triage
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 const samples = 5
@@ -142,12 +141,14 @@ func (pl *planner) leaveOut(e *dlq.Entry) string {
 	return ""
 }
 
+// indented is a payload for people, of at most 1 MiB.
 func indented(data []byte) string {
-	var b bytes.Buffer
-	if json.Indent(&b, data, "", "  ") != nil {
-		return string(data)
+	const most = 1 << 20
+	text, left := safe.Indent(data, most)
+	if left > 0 {
+		return fmt.Sprintf("%s\n… %d bytes more, which are not compared here", text, left)
 	}
-	return b.String()
+	return string(text)
 }
 
 // finish completes the plan by what is known when every entry was seen.

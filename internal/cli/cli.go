@@ -18,6 +18,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/draft"
 	"github.com/monotel/monotel/internal/safe"
 )
 
@@ -149,6 +150,9 @@ func (c *cli) root() *cobra.Command {
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			if !slices.Contains(outputs, c.output) {
 				return fmt.Errorf("--output %s: want one of %s", c.output, strings.Join(outputs, ", "))
+			}
+			if err := draft.Clean(); err != nil {
+				c.warn("what an edit that was killed has left could not be removed: %v", err)
 			}
 			return c.conn.validate()
 		},

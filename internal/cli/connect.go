@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
 
@@ -451,7 +452,7 @@ func (c *cli) noStream(ctx context.Context, l *link) error {
 func (c *cli) commandLine(args ...string) string {
 	words := []string{"monotel"}
 	for _, a := range args {
-		words = append(words, quoteShell(a))
+		words = append(words, safe.Shell(a))
 	}
 	o := c.conn
 	server := o.server
@@ -473,7 +474,7 @@ func (c *cli) commandLine(args ...string) string {
 		{"stream", o.stream},
 	} {
 		if f.value != "" && o.changed(f.name) {
-			words = append(words, "--"+f.name, quoteShell(f.value))
+			words = append(words, "--"+f.name, safe.Shell(f.value))
 		}
 	}
 	return strings.Join(words, " ")
@@ -487,13 +488,4 @@ func absolute(path string) string {
 		return abs
 	}
 	return path
-}
-
-var plainWord = regexp.MustCompile(`^[a-zA-Z0-9_./:,=@%+-]+$`)
-
-func quoteShell(s string) string {
-	if plainWord.MatchString(s) {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 // The names of the fields below are for scripts: they stay. The error, its
@@ -97,13 +98,17 @@ func place(p dlq.BodyPlace) string {
 func (v *entryView) setPayload(data []byte, body dlq.BodyPlace) {
 	switch {
 	case data == nil && body != dlq.BodyInline:
-	case isJSON(data):
+	case isJSON(data) && !safe.Nested(data, mostLevels):
 		v.Payload = data
 	default:
 		data = append([]byte{}, data...) // not null if it is empty
 		v.PayloadBase64 = &data
 	}
 }
+
+// mostLevels is how deep a payload may be that is shown as JSON: programs that read
+// it refuse more, such as jq 1.6 with 256.
+const mostLevels = 200
 
 func isJSON(data []byte) bool { return utf8.Valid(data) && json.Valid(data) }
 
