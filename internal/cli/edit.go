@@ -134,7 +134,7 @@ func (ed *editFlags) apply(before *dlq.Record) (data []byte, err error) {
 			return nil, err
 		}
 		if same(before.Data, data) {
-			return before.Data, nil
+			return before.Data, nil // to the byte, if only headers are edited
 		}
 	default:
 		return before.Data, nil
@@ -204,7 +204,7 @@ func (c *cli) editOne(ctx context.Context, desk *triage.Desk, id string, ed *edi
 func (c *cli) storeEdit(ctx context.Context, desk *triage.Desk, e *dlq.Entry, before *dlq.Record, r triage.Revision,
 	h *hand, ask bool,
 ) error {
-	if bytes.Equal(before.Data, r.Data) && sameHeaders(before.Header, r.Header) {
+	if same(before.Data, r.Data) && sameHeaders(before.Header, r.Header) {
 		c.remark("Nothing has changed.")
 		return nil
 	}

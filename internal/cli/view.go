@@ -339,13 +339,19 @@ func traceLink(template, parent string) string {
 	return strings.ReplaceAll(template, traceIDPlace, id)
 }
 
+// headerName is what HTTP allows, too: every client can write and read it.
+var headerName = regexp.MustCompile("^[a-zA-Z0-9!#$%&'*+.^_`|~-]+$")
+
 // headerLine reads "Key: value" as given on the command line. A header without a
 // value is to be taken away.
 func headerLine(s string) (key, value string, err error) {
 	key, value, ok := strings.Cut(s, ":")
 	key = strings.TrimSpace(key)
-	if !ok || key == "" || strings.ContainsAny(key, " \t\r\n") {
+	if !ok || key == "" {
 		return "", "", fmt.Errorf("--header %q: want 'Key: value', or 'Key:' to take it away", key)
+	}
+	if !headerName.MatchString(key) {
+		return "", "", fmt.Errorf("--header %q: a name has letters, digits and - _ . only, or others that HTTP allows", key)
 	}
 	if strings.ContainsAny(value, "\r\n") {
 		return "", "", fmt.Errorf("--header %q: a value is one line", key)
@@ -358,25 +364,30 @@ func headerLine(s string) (key, value string, err error) {
 	return key, strings.TrimSpace(value), nil
 }
 
-// withHeaders returns a copy of h after the lines, whose keys it has in whatever
-// case.
+// withHeaders returns a copy of h after the lines. Those of one key, in whatever
+// case, together replace the values that it has, or take it away.
 func withHeaders(h nats.Header, lines []string) (nats.Header, error) {
 	to := make(nats.Header, len(h))
 	maps.Copy(to, h)
 	var errs []error
+	given := make(map[string]string) // keys as they were first given, by themselves in lower case
 	for _, line := range lines {
 		key, value, err := headerLine(line)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		for k := range to {
-			if strings.EqualFold(k, key) {
-				delete(to, k)
-			}
+		lower := strings.ToLower(key)
+		first, again := given[lower]
+		if !again {
+			given[lower], first = key, key
+			maps.DeleteFunc(to, func(k string, _ []string) bool { return strings.EqualFold(k, key) })
 		}
-		if value != "" {
-			to[key] = []string{value}
+		switch {
+		case again && (value == "") != (len(to[first]) == 0):
+			errs = append(errs, fmt.Errorf("--header %q: it is set and taken away at once", key))
+		case value != "":
+			to[first] = append(to[first], value)
 		}
 	}
 	return to, errors.Join(errs...)
