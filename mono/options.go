@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +18,7 @@ import (
 	tnoop "go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/internal/safe"
 	"github.com/monotel/monotel/mono/embedded"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
@@ -289,8 +289,7 @@ func checkNATSURL(list string) error {
 		if !strings.Contains(s, "://") {
 			s = "nats://" + s
 		}
-		// The parser's error repeats the URL, password and all.
-		u, err := url.Parse(s)
+		u, err := safe.ParseURL(s)
 		if err != nil || u.Host == "" {
 			return fmt.Errorf("URL %d of the list is malformed; want one such as \"nats://localhost:4222\"", i+1)
 		}

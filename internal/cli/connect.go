@@ -218,8 +218,8 @@ func serverURLs(list string, bare bool) (use, shown string, err error) {
 		if !strings.Contains(s, "://") {
 			s = "nats://" + s
 		}
-		u, err := url.Parse(s)
-		if err != nil || u.Host == "" { // the cause may quote a password
+		u, err := safe.ParseURL(s)
+		if err != nil || u.Host == "" {
 			return "", "", usagef("server %d of the list is no URL such as nats://host:4222; "+
 				"special characters of a password are written as %%XX", len(uses)+1)
 		}
@@ -455,10 +455,7 @@ func (c *cli) commandLine(args ...string) string {
 		words = append(words, safe.Shell(a))
 	}
 	o := c.conn
-	server := o.server
-	if _, shown, err := serverURLs(server, true); err == nil {
-		server = shown
-	}
+	_, server, _ := serverURLs(o.server, true)
 	for _, f := range []struct{ name, value string }{
 		{"server", server},
 		{"context", o.context},

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/url"
 	"regexp"
 	"strings"
 	"time"
@@ -314,9 +313,9 @@ func (t *traceURL) template(c *cli) (string, error) {
 	if s == "" {
 		return "", nil
 	}
-	u, err := url.Parse(strings.ReplaceAll(s, traceIDPlace, "0"))
+	u, err := safe.ParseURL(strings.ReplaceAll(s, traceIDPlace, "0"))
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || !strings.Contains(s, traceIDPlace) {
-		return "", usagef("--trace-url-template %q: want a URL with %s in it, such as http://localhost:16686/trace/%s", s, traceIDPlace, traceIDPlace)
+		return "", usagef("--trace-url-template: want a URL with %s in it, such as http://localhost:16686/trace/%s", traceIDPlace, traceIDPlace)
 	}
 	return s, nil
 }
