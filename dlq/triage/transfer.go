@@ -2,6 +2,7 @@ package triage
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -46,6 +47,7 @@ type (
 const (
 	exportFormat  = "monotel-dead-letters"
 	exportVersion = 1
+	longestHead   = 64 << 10
 	longestLine   = 512 << 20
 )
 
@@ -136,16 +138,23 @@ var ErrCutShort = errors.New("the file was cut short: its last line is missing")
 // A line that cannot be read is a [LineError], and [ErrCutShort] says that the end
 // is missing: all that came before is stored in both cases.
 func (d *Desk) Import(ctx context.Context, r io.Reader) (n Imported, err error) {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, longestLine)
+	lines := newLineReader(r, longestHead)
 	number := 0
 	bad := func(err error) error { return fmt.Errorf("import: %w", &LineError{number, err}) }
 	ended := false
-	for lines.Scan() {
+	for {
+		text, err := lines.next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
 		number++
+		if err != nil {
+			return n, bad(err)
+		}
 		if number == 1 {
+			lines.longest = longestLine
 			var head exportHead
-			if err := json.Unmarshal(lines.Bytes(), &head); err != nil || head.Format != exportFormat {
+			if err := json.Unmarshal(text, &head); err != nil || head.Format != exportFormat {
 				return n, bad(fmt.Errorf("%w: it is no export of dead letters", ErrInvalid))
 			}
 			if head.Version != exportVersion {
@@ -154,7 +163,7 @@ func (d *Desk) Import(ctx context.Context, r io.Reader) (n Imported, err error) 
 			continue
 		}
 		var line exportLine
-		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
+		if err := json.Unmarshal(text, &line); err != nil {
 			return n, bad(fmt.Errorf("%w: %w", ErrInvalid, err))
 		}
 		if line.End != nil {
@@ -171,14 +180,49 @@ func (d *Desk) Import(ctx context.Context, r io.Reader) (n Imported, err error) 
 			n.Imported++
 		}
 	}
-	if err := lines.Err(); err != nil {
-		number++
-		return n, bad(err)
-	}
 	if !ended {
 		return n, fmt.Errorf("import: after line %d: %w", number, ErrCutShort)
 	}
 	return n, nil
+}
+
+// A lineReader reads lines up to a length. It reads no more of a longer one than
+// that, and keeps no more of it: bufio.Scanner looks for the end from the beginning
+// again with each piece that a pipe gives, which takes minutes.
+type lineReader struct {
+	r       *bufio.Reader
+	longest int // bytes
+}
+
+func newLineReader(r io.Reader, longest int) *lineReader {
+	const buffer = 64 << 10
+	return &lineReader{bufio.NewReaderSize(r, buffer), longest}
+}
+
+// next returns the next line without its end, or io.EOF. It is good until the next
+// call.
+func (l *lineReader) next() ([]byte, error) {
+	var parts [][]byte
+	size := 0
+	for {
+		part, err := l.r.ReadSlice('\n')
+		size += len(part)
+		more := errors.Is(err, bufio.ErrBufferFull)
+		switch {
+		case size > l.longest+len("\n"):
+			return nil, fmt.Errorf("%w: it is longer than %d bytes", ErrInvalid, l.longest)
+		case err != nil && !more && !errors.Is(err, io.EOF):
+			return nil, err
+		case more:
+			parts = append(parts, bytes.Clone(part)) // joined when all of it is there
+			continue
+		case size == 0: // io.EOF
+			return nil, err
+		case len(parts) > 0:
+			part = slices.Concat(append(parts, part)...)
+		}
+		return bytes.TrimSuffix(part, []byte("\n")), nil
+	}
 }
 
 // importLine stores one dead letter. It goes on where an earlier import ended.
