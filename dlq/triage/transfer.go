@@ -225,26 +225,35 @@ func (l *lineReader) next() ([]byte, error) {
 	}
 }
 
-// importLine stores one dead letter. It goes on where an earlier import ended.
-func (d *Desk) importLine(ctx context.Context, line *exportLine) (present bool, err error) {
+// record reads the record of a line, and refuses what no export has.
+func (line *exportLine) record() (*dlq.Record, error) {
 	if len(line.Messages) == 0 {
-		return false, fmt.Errorf("%w: it has no messages", ErrInvalid)
+		return nil, fmt.Errorf("%w: it has no messages", ErrInvalid)
 	}
 	first := line.Messages[0]
 	rec, err := dlq.Decode(first.Header, first.Data)
 	if rec == nil {
-		return false, fmt.Errorf("%w: %w", ErrInvalid, err)
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	if !isID(rec.ID) || rec.ID != line.ID {
-		return false, fmt.Errorf("%w: it is of dead letter %.100q, and its record of %.100q", ErrInvalid, line.ID, rec.ID)
+		return nil, fmt.Errorf("%w: it is of dead letter %.100q, and its record of %.100q", ErrInvalid, line.ID, rec.ID)
 	}
 	if rec.ID != dlq.ID(rec.Stream, rec.StreamCreated, rec.Consumer, rec.StreamSequence) {
-		return false, fmt.Errorf("%w: dead letter %s is not the message that its record names", ErrInvalid, rec.ID)
+		return nil, fmt.Errorf("%w: dead letter %s is not the message that its record names", ErrInvalid, rec.ID)
 	}
 	for name := range line.Objects {
 		if name != rec.ID && !strings.HasPrefix(name, rec.ID+".") {
-			return false, fmt.Errorf("%w: object %.100q is not of dead letter %s", ErrInvalid, name, rec.ID)
+			return nil, fmt.Errorf("%w: object %.100q is not of dead letter %s", ErrInvalid, name, rec.ID)
 		}
+	}
+	return rec, nil
+}
+
+// importLine stores one dead letter. It goes on where an earlier import ended.
+func (d *Desk) importLine(ctx context.Context, line *exportLine) (present bool, err error) {
+	rec, err := line.record()
+	if err != nil {
+		return false, err
 	}
 	subject := d.store.SubjectOf(rec)
 	var have []nats.Header

@@ -111,6 +111,10 @@ func TestParse_refuses(t *testing.T) {
 		"FAIL	example.org/p	1.0s",
 		"panic: runtime error",
 		"BenchmarkSend/impl=raw-2 1 many ns/op",
+		"BenchmarkSend/impl=raw-2 1 NaN ns/op",
+		"BenchmarkSend/impl=raw-2 1 -Inf ns/op",
+		"BenchmarkSend/impl=raw-2 1 1e999 ns/op",
+		"BenchmarkSend/impl=raw-2 1 -1 ns/op",
 	} {
 		if _, err := parse(strings.NewReader(testInput + give + "\n")); err == nil {
 			t.Errorf("%q is taken", give)
@@ -130,7 +134,7 @@ func FuzzParse(f *testing.F) {
 				t.Errorf("%q has %d values", k, len(vs))
 			}
 		}
-		if s, err := table(res, testTable); err == nil && !strings.HasPrefix(s, "| |") {
+		if s, err := table(res, testTable); err == nil && (!strings.HasPrefix(s, "| |") || strings.Contains(s, "NaN")) {
 			t.Errorf("not a table: %q", s)
 		}
 	})
