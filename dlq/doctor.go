@@ -14,8 +14,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/monotel/monotel/dlq/internal/safe"
 	"github.com/monotel/monotel/dlq/internal/subjects"
-	"github.com/monotel/monotel/internal/safe"
 )
 
 // A Severity says how soon a [Finding] wants attention.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,7 +19,6 @@ import (
 	tnoop "go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/monotel/monotel/dlq"
-	"github.com/monotel/monotel/internal/safe"
 	"github.com/monotel/monotel/mono/embedded"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
@@ -289,8 +289,10 @@ func checkNATSURL(list string) error {
 		if !strings.Contains(s, "://") {
 			s = "nats://" + s
 		}
-		u, err := safe.ParseURL(s)
-		if err != nil || u.Host == "" {
+		// The parser's error repeats the URL, password and all. What is taken for a
+		// path may be the end of one.
+		u, err := url.Parse(s)
+		if err != nil || u.Host == "" || strings.Contains(u.Path+u.RawQuery+u.Fragment, "@") {
 			return fmt.Errorf("URL %d of the list is malformed; want one such as \"nats://localhost:4222\"", i+1)
 		}
 	}

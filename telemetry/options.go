@@ -15,8 +15,6 @@ import (
 	"go.opentelemetry.io/contrib/propagators/autoprop"
 	"go.opentelemetry.io/otel/propagation"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
-
-	"github.com/monotel/monotel/internal/safe"
 )
 
 // ErrInvalidConfig reports an option or an environment variable that cannot work.
@@ -209,8 +207,9 @@ func checkOTLP() error {
 	}
 	for _, signal := range []string{"", "TRACES_", "METRICS_", "LOGS_"} {
 		name := "OTEL_EXPORTER_OTLP_" + signal + "ENDPOINT"
-		if _, err := safe.ParseURL(strings.TrimSpace(os.Getenv(name))); err != nil {
-			bad(name, "%w", err)
+		u, err := url.Parse(strings.TrimSpace(os.Getenv(name)))
+		if err != nil || strings.Contains(u.Opaque+u.Path+u.RawQuery+u.Fragment, "@") {
+			bad(name, "malformed URL, want one such as http://host:4318; special characters of a password are written as %%XX")
 		}
 		name = "OTEL_EXPORTER_OTLP_" + signal + "HEADERS"
 		for i, header := range strings.Split(os.Getenv(name), ",") {

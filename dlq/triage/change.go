@@ -13,7 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/monotel/monotel/dlq"
-	"github.com/monotel/monotel/internal/safe"
+	"github.com/monotel/monotel/dlq/internal/safe"
 )
 
 // A Revision is what an edit makes of a message.

@@ -12,7 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/dlq"
-	"github.com/monotel/monotel/internal/safe"
+	"github.com/monotel/monotel/dlq/internal/safe"
 )
 
 const samples = 5

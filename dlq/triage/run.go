@@ -20,7 +20,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/monotel/monotel/dlq"
-	"github.com/monotel/monotel/internal/safe"
+	"github.com/monotel/monotel/dlq/internal/safe"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
 

@@ -5,18 +5,20 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 var plainWord = regexp.MustCompile(`^[a-zA-Z0-9_./:,@%+-][a-zA-Z0-9_./:,=@%+-]*$`)
 
 // Shell quotes a text as one word for a POSIX shell. Words without special
-// characters stay as they are. What [Line] would escape is written as $'\x1b',
+// characters stay as they are. What a terminal may obey or not show is written as $'\x1b',
 // which bash, zsh and ksh read.
 func Shell(word string) string {
 	switch {
 	case plainWord.MatchString(word):
 		return word
-	case Line(word) == word:
+	case printable(word):
 		return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 	}
 	var b strings.Builder
@@ -32,6 +34,12 @@ func Shell(word string) string {
 		}
 	}
 	return "$'" + b.String() + "'"
+}
+
+func printable(word string) bool {
+	return utf8.ValidString(word) && strings.IndexFunc(word, func(r rune) bool {
+		return !unicode.IsPrint(r) || unicode.In(r, unicode.Mn, unicode.Me, unicode.Other_Default_Ignorable_Code_Point)
+	}) < 0
 }
 
 // Command is a command line to suggest: the command, names that are not ours, such
