@@ -182,8 +182,7 @@ cover: ## run the tests and report what they reach (coverage.out, coverage.html)
 	@go tool cover -func=coverage.out | tail -n 1
 
 # With Go's default, a minute to minimise each input that reaches new code, a target
-# makes a handful of executions in a minute. A target that makes none beyond its
-# seeds fails.
+# makes a handful of executions in a minute.
 .PHONY: fuzz
 fuzz: ## run every fuzz target of every module for TIME, 30s; a finding fails, and is kept as a test in testdata
 	@for m in . $(inner); do (cd "$$m" && go list -f '{{.ImportPath}} {{.Dir}}' ./...) || exit 1; done | while read -r package dir; do \
@@ -191,23 +190,21 @@ fuzz: ## run every fuzz target of every module for TIME, 30s; a finding fails, a
 			out="$$(cd "$$dir" && go test -vet=off -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(TIME) -fuzzminimizetime=100x . 2>&1)" || { echo "$$out"; exit 1; }; \
 			execs="$$(echo "$$out" | sed -n 's/.*execs: \([0-9]*\).*/\1/p' | tail -n 1)"; \
 			printf '%12s executions  %s %s\n' "$${execs:-0}" "$$package" "$$target"; \
-			[ "$${execs:-0}" -ge 100 ] || { echo "$$out"; echo "$$target does not run: it made fewer than 100 executions." >&2; exit 1; }; \
+			[ "$${execs:-0}" -gt 0 ] || { echo "$$out"; echo "$$target does not run." >&2; exit 1; }; \
 		done || exit 1; \
 	done
 
 # The database is the data of a Go module, which tools/go.mod pins, so that what
 # passes today passes tomorrow. `go -C tools get golang.org/x/vulndb@latest` gets a
-# newer one. Modules that only pin programs of others call nothing: what is known of
-# the versions is listed.
+# newer one. Modules without code, which pin programs of others, call nothing.
 .PHONY: vuln
 vuln: ## look for known vulnerabilities: one that is called in a module fails; works without a network
 	@dir="$$(mktemp -d)" && trap 'rm -rf "$$dir"' EXIT && go build -o "$$dir/vulnreport" ./internal/vulnreport && \
 	go -C tools mod download golang.org/x/vulndb && db="file://$$(go -C tools list -m -f '{{.Dir}}' golang.org/x/vulndb)/data/osv" && failed=0 && \
-	for m in . $(inner) tools $(pinned); do \
+	for m in . $(inner); do \
 		echo "==> look for known vulnerabilities in $$m" && \
-		case " tools $(pinned) " in *" $$m "*) scan="-scan module";; *) scan="./...";; esac && \
-		(cd "$$m" && $(tool) govulncheck -db "$$db" -format json $$scan) > "$$dir/found" && \
-		{ "$$dir/vulnreport" < "$$dir/found" || failed=1; } || exit 1; \
+		(cd "$$m" && $(tool) govulncheck -db "$$db" -format json ./...) > "$$dir/found" || exit 1; \
+		"$$dir/vulnreport" < "$$dir/found" || failed=1; \
 	done && exit $$failed
 
 # Parts of `make test`.

@@ -980,7 +980,8 @@ func (r *runner) claimAndSend(ctx context.Context, e *dlq.Entry, claimed func(ui
 		}
 		return r.again(ctx, now, claimed)
 	case errors.Is(err, dlq.ErrStreamFull):
-		return "", fmt.Errorf("%w: raise its limit, such as with `%s`", ErrFull, safe.Command("nats stream edit", []string{r.d.cfg.Stream}, "--max-bytes 2GiB"))
+		return "", fmt.Errorf("%w: raise its limit, such as with `%s`",
+			ErrFull, safe.Command("nats stream edit", []string{r.d.cfg.Stream}, "--max-bytes 2GiB"))
 	case err != nil:
 		return "", err
 	}

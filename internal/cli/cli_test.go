@@ -799,7 +799,7 @@ func TestEdit_killed(t *testing.T) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if dir, err = os.MkdirTemp(dir, ""); err != nil {
+	if dir, err = os.MkdirTemp(dir, ""); err != nil { //nolint:usetesting // it is where the command looks
 		t.Fatal(err)
 	}
 	for _, name := range []string{"lock", "payload.json", ".payload.json.swp"} {

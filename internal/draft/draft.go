@@ -61,8 +61,8 @@ func New(payload []byte) (*Draft, error) {
 	}
 	d.ext = ".json"
 	if trimmed := bytes.TrimSpace(payload); bytes.IndexByte(trimmed, '\n') < 0 && (trimmed[0] == '{' || trimmed[0] == '[') {
-		text, _ := safe.Indent(trimmed, math.MaxInt)
-		d.shown, d.laidOut = append(text, '\n'), true
+		d.shown, _ = safe.Indent(trimmed, math.MaxInt)
+		d.shown, d.laidOut = append(d.shown, '\n'), true
 	}
 	return d, nil
 }
@@ -166,11 +166,11 @@ func (d *Draft) Keep() error {
 
 // Clean removes the files of processes that have ended, however they did.
 func Clean() error {
-	var errs []error
+	var err error
 	for _, home := range homes() {
-		errs = append(errs, clean(filepath.Join(home, edits)))
+		err = errors.Join(err, clean(filepath.Join(home, edits)))
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 func clean(base string) error {

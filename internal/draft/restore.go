@@ -2,6 +2,7 @@ package draft
 
 import (
 	"bytes"
+	"strings"
 
 	"github.com/monotel/monotel/internal/safe"
 )
@@ -68,7 +69,7 @@ type place struct{ before, after byte }
 
 func placeOf(ws []word, i int) (p place) {
 	kind := func(token []byte) byte {
-		if len(token) > 0 && bytes.IndexByte([]byte("{}[],:"), token[0]) >= 0 {
+		if len(token) > 0 && strings.IndexByte("{}[],:", token[0]) >= 0 {
 			return token[0]
 		}
 		return 0 // a value, or the end

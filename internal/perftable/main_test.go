@@ -124,6 +124,9 @@ func TestParse_refuses(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add(testInput)
+	f.Add("Benchmark/impl=- 1 2 x\n")
+	f.Add(strings.ReplaceAll(testInput, "1", "0"))
+	f.Add(strings.ReplaceAll(testInput, "1", "NaN"))
 	f.Fuzz(func(t *testing.T, text string) {
 		res, err := parse(strings.NewReader(text))
 		if err != nil {

@@ -106,7 +106,8 @@ func Nested(data []byte, levels int) bool {
 	for _, token, rest := NextToken(data); len(token) > 0; _, token, rest = NextToken(rest) {
 		switch token[0] {
 		case '{', '[':
-			if depth++; depth > levels {
+			depth++
+			if depth > levels {
 				return true
 			}
 		case '}', ']':

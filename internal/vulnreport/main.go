@@ -75,6 +75,7 @@ func run(in io.Reader, out io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("read what govulncheck says: %w", err)
 	}
+	var b strings.Builder
 	called, uncalled := 0, 0
 	for _, v := range slices.SortedFunc(maps.Values(all), func(a, b *vulnerability) int {
 		return cmp.Or(strings.Compare(a.module, b.module), strings.Compare(a.id, b.id))
@@ -90,13 +91,16 @@ func run(in io.Reader, out io.Writer) error {
 			mended = v.fixed + " mends it"
 		}
 		if v.standard() {
-			fmt.Fprintf(out, "%s, standard library of %s, %s: %s\n", v.id, goVersion, mended, summaries[v.id])
+			fmt.Fprintf(&b, "%s, standard library of %s, %s: %s\n", v.id, goVersion, mended, summaries[v.id])
 			continue
 		}
 		called++
-		fmt.Fprintf(out, "%s, %s %s, %s: %s\n    %s, by %s\n", v.id, v.module, v.version, mended, summaries[v.id], v.called, v.by)
+		fmt.Fprintf(&b, "%s, %s %s, %s: %s\n    %s, by %s\n", v.id, v.module, v.version, mended, summaries[v.id], v.called, v.by)
 	}
-	fmt.Fprintf(out, "%d called in modules, %d not called\n", called, uncalled)
+	fmt.Fprintf(&b, "%d called in modules, %d not called\n", called, uncalled)
+	if _, err := io.WriteString(out, b.String()); err != nil {
+		return err
+	}
 	if called > 0 {
 		return errCalled
 	}
