@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"math"
 	"strconv"
 	"strings"
 
@@ -51,6 +52,9 @@ func (r results) add(fields []string) error {
 		v, err := strconv.ParseFloat(fields[i], 64)
 		if err != nil {
 			return err
+		}
+		if !(v >= 0 && v <= math.MaxFloat64) { // NaN neither
+			return fmt.Errorf("%s is no measurement", fields[i])
 		}
 		k := key{c.pair(), c.lib, fields[i+1]}
 		r.values[k] = append(r.values[k], v)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -270,8 +271,8 @@ func (s *Store) discardFromFull(ctx context.Context, msg *nats.Msg, e *Entry, fu
 
 // withoutTrace is what somebody can do who needs room more than a trace.
 func (s *Store) withoutTrace(e *Entry) string {
-	return fmt.Sprintf("delete it so that nothing stays of it, and the same message can come again: `nats stream rmm %s %d`",
-		s.cfg.StreamName(), e.Sequence)
+	return fmt.Sprintf("delete it so that nothing stays of it, and the same message can come again: %s",
+		natsCommand("stream rmm", []string{s.cfg.StreamName()}, strconv.FormatUint(e.Sequence, 10)))
 }
 
 // storedSize is no less than what the message takes in a stream, in bytes.
@@ -409,14 +410,14 @@ func (s *Store) raiseLimits(ctx context.Context, bytes, factor int64) error {
 	var bytesFit, msgsFit bool
 	to.MaxBytes, bytesFit = raisedTo(r.limits.MaxBytes, r.bytes+bytes, r.bytes+bytes*factor, most.MaxBytes)
 	to.MaxMsgs, msgsFit = raisedTo(r.limits.MaxMsgs, r.msgs+1, r.msgs+factor, most.MaxMsgs)
-	byHand := fmt.Sprintf("raise it, such as with `nats stream edit %s", s.cfg.StreamName())
+	var flags []string
 	if was.MaxBytes > 0 {
-		byHand += fmt.Sprintf(" --max-bytes %d", 2*max(was.MaxBytes, r.bytes))
+		flags = append(flags, fmt.Sprintf("--max-bytes %d", 2*max(was.MaxBytes, r.bytes)))
 	}
 	if was.MaxMsgs > 0 {
-		byHand += fmt.Sprintf(" --max-msgs %d", 2*max(was.MaxMsgs, r.msgs))
+		flags = append(flags, fmt.Sprintf("--max-msgs %d", 2*max(was.MaxMsgs, r.msgs)))
 	}
-	byHand += "`"
+	byHand := "raise it, such as with " + editStream(s.cfg.StreamName(), flags...)
 	switch {
 	case !bytesFit || !msgsFit:
 		return fmt.Errorf("%w; %s", errBeyond, byHand)

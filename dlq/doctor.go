@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/monotel/monotel/dlq/internal/safe"
 	"github.com/monotel/monotel/dlq/internal/subjects"
 )
 
@@ -126,12 +127,23 @@ type doctor struct {
 	replicated string // that stream
 }
 
-// command is a command line of monotel, for a remedy.
-func (d *doctor) command(args string) string {
+// command is a command line of monotel, for a remedy, with names that are quoted
+// for a shell.
+func (d *doctor) command(args string, names ...string) string {
 	if name := d.s.cfg.StreamName(); name != defaultStream {
-		args += " --stream " + name
+		args += " --stream " + safe.Shell(name)
 	}
-	return "`monotel dlq " + args + "`"
+	return "`" + safe.Command("monotel dlq "+args, names) + "`"
+}
+
+// natsCommand is a command line of the nats command, for a remedy, about a stream
+// or a consumer, whose names are quoted for a shell.
+func natsCommand(command string, names []string, flags ...string) string {
+	return "`" + safe.Command("nats "+command, names, flags...) + "`"
+}
+
+func editStream(stream string, flags ...string) string {
+	return natsCommand("stream edit", []string{stream}, flags...)
 }
 
 func (d *doctor) add(f Finding) { d.findings = append(d.findings, f) }
@@ -239,8 +251,8 @@ func (d *doctor) stream(info *jetstream.StreamInfo) {
 			Severity: SeverityWarning, Check: "stream_without_max_bytes", Stream: c.Name,
 			Detail: fmt.Sprintf("it has no MaxBytes and holds %d bytes: it can take the whole store, and then every stream refuses, "+
 				"the dead-letter stream too", info.State.Bytes),
-			Remedy: fmt.Sprintf("Set MaxBytes, to more than it is ever to hold, such as with `nats stream edit %s --max-bytes %dGiB`.",
-				c.Name, 1+2*info.State.Bytes>>30),
+			Remedy: fmt.Sprintf("Set MaxBytes, to more than it is ever to hold, such as with %s.",
+				editStream(c.Name, fmt.Sprintf("--max-bytes %dGiB", 1+2*info.State.Bytes>>30))),
 		})
 	}
 	if !loses(c) {
@@ -266,14 +278,14 @@ func (d *doctor) stream(info *jetstream.StreamInfo) {
 			Severity: SeverityWarning, Check: "discard_old", Stream: c.Name,
 			Detail: fmt.Sprintf("at %s it drops the oldest message, handled or not, and tells nobody; it holds %d messages, %d bytes",
 				strings.Join(limits, " or "), info.State.Msgs, info.State.Bytes),
-			Remedy: fmt.Sprintf("Let it refuse new messages instead: `nats stream edit %s %s`.", c.Name, refuse),
+			Remedy: fmt.Sprintf("Let it refuse new messages instead: %s.", editStream(c.Name, refuse)),
 		})
 	}
 	if c.MaxAge > 0 {
 		d.add(Finding{
 			Severity: SeverityWarning, Check: "max_age", Stream: c.Name,
 			Detail: fmt.Sprintf("it drops messages after %v, handled or not, and tells nobody", c.MaxAge),
-			Remedy: fmt.Sprintf("Make MaxAge longer than any outage of its consumers, or remove it: `nats stream edit %s --max-age 0s`.", c.Name),
+			Remedy: fmt.Sprintf("Make MaxAge longer than any outage of its consumers, or remove it: %s.", editStream(c.Name, "--max-age 0s")),
 		})
 	}
 }
@@ -378,7 +390,7 @@ func (d *doctor) consumer(stream jetstream.StreamConfig, i *jetstream.ConsumerIn
 		d.add(Finding{
 			Severity: SeverityNotice, Check: "paused", Stream: i.Stream, Consumer: i.Name, Count: i.NumPending,
 			Detail: fmt.Sprintf("it is paused for another %v, and %d messages wait", i.PauseRemaining.Round(time.Second), i.NumPending),
-			Remedy: fmt.Sprintf("If this is not wanted any more: `nats consumer resume %s %s`.", i.Stream, i.Name),
+			Remedy: fmt.Sprintf("If this is not wanted any more: %s.", natsCommand("consumer resume", []string{i.Stream, i.Name})),
 		})
 	}
 	if c.AckPolicy == jetstream.AckNonePolicy {
@@ -409,8 +421,8 @@ func (d *doctor) maxDeliver(stream jetstream.StreamConfig, i *jetstream.Consumer
 	f.Detail = fmt.Sprintf("its MaxDeliver is %d, with nothing in reserve: a message whose last delivery fails, or whose handler crashes, %s",
 		i.Config.MaxDeliver, then)
 	f.Remedy = fmt.Sprintf("Have its code count attempts, as an App's consumers do, and make MaxDeliver unlimited: "+
-		"`nats consumer edit %s %s --max-deliver=-1`; or set External of dlq.Config in an App, which then captures what the server gives up.",
-		i.Stream, i.Name)
+		"%s; or set External of dlq.Config in an App, which then captures what the server gives up.",
+		natsCommand("consumer edit", []string{i.Stream, i.Name}, "--max-deliver=-1"))
 	if d.bridged {
 		f.Severity = SeverityNotice
 		f.Detail += fmt.Sprintf("; stream %s is there, so it is captured as long as the advisory bridge runs", AdvisoryStream)
@@ -612,7 +624,7 @@ func (d *doctor) full(v *view) {
 		Detail: fmt.Sprintf("%d messages are in flight, as many as its MaxAckPending allows, and %d wait: none is delivered until one is "+
 			"acknowledged", v.ackPending, v.pending),
 		Remedy: fmt.Sprintf("See whether its handlers hang or forget to acknowledge; if they are only slow, raise it: "+
-			"`nats consumer edit %s %s --max-pending %d`.", v.stream, v.name, 2*v.maxAckPending),
+			"%s.", natsCommand("consumer edit", []string{v.stream, v.name}, fmt.Sprintf("--max-pending %d", 2*v.maxAckPending))),
 	}
 	last := v.lastAck
 	if v.lastDelivery.After(last) {
@@ -676,13 +688,13 @@ func (d *doctor) walked(ctx context.Context, p *suspect) error {
 func (d *doctor) zombies(p *suspect, n uint64, atLeast bool, first uint64, others []string) {
 	f := Finding{
 		Severity: SeverityCritical, Check: checkZombies, Stream: p.stream, Consumer: p.name, Count: n,
-		Remedy: fmt.Sprintf("Capture them as dead letters, which deletes them here: %s.", d.command("capture "+p.stream+" "+p.name)),
+		Remedy: fmt.Sprintf("Capture them as dead letters, which deletes them here: %s.", d.command("capture", p.stream, p.name)),
 	}
 	if p.interest {
 		f.Remedy += " Do not delete the consumer: the server then deletes what only it still has to handle."
 	} else {
-		f.Remedy += fmt.Sprintf(" Or delete the consumer (`nats consumer rm %s %s`) and have its program make it again, from the first "+
-			"message on: it then gets them again.", p.stream, p.name)
+		f.Remedy += fmt.Sprintf(" Or delete the consumer (%s) and have its program make it again, from the first "+
+			"message on: it then gets them again.", natsCommand("consumer rm", []string{p.stream, p.name}))
 	}
 	count := fmt.Sprintf("%d messages", n)
 	if atLeast {
@@ -703,7 +715,7 @@ func (d *doctor) zombies(p *suspect, n uint64, atLeast bool, first uint64, other
 		f.Detail += "; the server does not tell who gave them up: it may also have been " + names
 		f.Remedy = fmt.Sprintf("Capture them as dead letters of each of these consumers, which deletes them here: %s, and the same with "+
 			"each of the others. Do not delete a consumer: the server then deletes what only that one still has to handle.",
-			d.command("capture "+p.stream+" "+p.name))
+			d.command("capture", p.stream, p.name))
 	}
 	d.add(f)
 }
@@ -727,15 +739,15 @@ func (d *doctor) deadLetterStream(ctx context.Context) {
 	if err := d.s.conflict(c); err != nil {
 		d.add(Finding{
 			Severity: SeverityCritical, Check: "dlq_conflict", Stream: name, Detail: err.Error(),
-			Remedy: fmt.Sprintf("Put right what is named with `nats stream edit %s`; or leave it to its other purpose, and set Stream.Name of "+
-				"dlq.Config, for WithDeadLetters, to another name in all Apps.", name),
+			Remedy: fmt.Sprintf("Put right what is named with %s; or leave it to its other purpose, and set Stream.Name of "+
+				"dlq.Config, for WithDeadLetters, to another name in all Apps.", editStream(name)),
 		})
 	}
 	if !c.AllowDirect {
 		d.add(Finding{
 			Severity: SeverityWarning, Check: "dlq_config", Stream: name,
 			Detail: "AllowDirect is false: dead letters are read slowly",
-			Remedy: fmt.Sprintf("Allow direct gets: `nats stream edit %s --allow-direct`. An App does so, too, when it starts.", name),
+			Remedy: fmt.Sprintf("Allow direct gets: %s. An App does so, too, when it starts.", editStream(name, "--allow-direct")),
 		})
 	}
 	if c.AllowRollup {
@@ -743,7 +755,7 @@ func (d *doctor) deadLetterStream(ctx context.Context) {
 			Severity: SeverityWarning, Check: "dlq_rollup", Stream: name,
 			Detail: "AllowRollup is true: whoever may publish on the subject of one dead letter can remove all of them with a message. " +
 				"An App of an earlier version turns it on when it starts, one of this version turns it off",
-			Remedy: fmt.Sprintf("Upgrade the Apps of earlier versions. Then turn it off: `nats stream edit %s --no-allow-rollup`.", name),
+			Remedy: fmt.Sprintf("Upgrade the Apps of earlier versions. Then turn it off: %s.", editStream(name, "--no-allow-rollup")),
 		})
 	}
 	if c.AllowMsgTTL {
@@ -759,8 +771,8 @@ func (d *doctor) deadLetterStream(ctx context.Context) {
 		d.add(Finding{
 			Severity: SeverityWarning, Check: "dlq_max_age", Stream: name,
 			Detail: fmt.Sprintf("dead letters vanish after %v, whether anybody has seen them or not; it holds %d messages", c.MaxAge, info.State.Msgs),
-			Remedy: fmt.Sprintf("Remove MaxAge: `nats stream edit %s --max-age 0s`. What is done with, %s throws away.",
-				name, d.command("discard --all --state resolved")),
+			Remedy: fmt.Sprintf("Remove MaxAge: %s. What is done with, %s throws away.",
+				editStream(name, "--max-age 0s"), d.command("discard --all --state resolved")),
 		})
 	}
 	if c.Replicas < d.replicas {
@@ -768,8 +780,8 @@ func (d *doctor) deadLetterStream(ctx context.Context) {
 			Severity: SeverityWarning, Check: "dlq_not_replicated", Stream: name,
 			Detail: fmt.Sprintf("it has %d replicas, and stream %s has %d: one lost disk loses the dead letters of messages that would "+
 				"have survived", c.Replicas, d.replicated, d.replicas),
-			Remedy: fmt.Sprintf("Give it as many: `nats stream edit %s --replicas %d`, and the same for %s%s, if that is there.",
-				name, d.replicas, objectStreamPrefix, d.s.cfg.bucketName()),
+			Remedy: fmt.Sprintf("Give it as many: %s, and the same for %s%s, if that is there.",
+				editStream(name, fmt.Sprintf("--replicas %d", d.replicas)), objectStreamPrefix, d.s.cfg.bucketName()),
 		})
 	}
 }
@@ -793,7 +805,7 @@ func (d *doctor) raised(c jetstream.StreamConfig) {
 	d.add(Finding{
 		Severity: SeverityNotice, Check: "dlq_limit_raised", Stream: c.Name,
 		Detail: fmt.Sprintf("it may hold %s: a dead letter is discarded while it is full, or that was interrupted", strings.Join(more, " and ")),
-		Remedy: fmt.Sprintf("If nobody is at that, put it back: `nats stream edit %s %s`. That drops nothing.", c.Name, strings.Join(flags, " ")),
+		Remedy: fmt.Sprintf("If nobody is at that, put it back: %s. That drops nothing.", editStream(c.Name, flags...)),
 	})
 }
 
@@ -830,8 +842,8 @@ func (d *doctor) nearLimit(check string, info *jetstream.StreamInfo, what string
 		Severity: SeverityWarning, Check: check, Stream: info.Config.Name, Count: info.State.Msgs,
 		Detail: fmt.Sprintf("it is %.0f %% full: %s. When it is full, %s cannot be captured and stay in their own streams, "+
 			"where they are tried again and again", used, of, what),
-		Remedy: fmt.Sprintf("Discard what is done with, such as with %s (%s lists it), or raise the limit: `nats stream edit %s %s`.",
-			d.command("discard --all --state resolved"), d.command("discard --all --state resolved --dry-run"), info.Config.Name, more),
+		Remedy: fmt.Sprintf("Discard what is done with, such as with %s (%s lists it), or raise the limit: %s.",
+			d.command("discard --all --state resolved"), d.command("discard --all --state resolved --dry-run"), editStream(info.Config.Name, more)),
 	}
 	if used >= full {
 		f.Severity = SeverityCritical

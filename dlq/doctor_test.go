@@ -1228,6 +1228,54 @@ func TestStore_Doctor_zombieRemedies(t *testing.T) {
 	doctorFetch(t, s.consumer(t, "WORK", jetstream.ConsumerConfig{Durable: "c"}), 2)
 }
 
+// TestStore_Doctor_quotes has no remedy that would run what the name of a stream or
+// a consumer says: whoever may make one chooses it.
+func TestStore_Doctor_quotes(t *testing.T) {
+	t.Parallel()
+	until := time.Now().Add(time.Hour)
+	for i, tt := range []struct{ name, quoted string }{
+		{"a`id`", "'a`id`'"},
+		{"a$(id)", "'a$(id)'"},
+		{"a;id", "'a;id'"},
+		{"a|id&", "'a|id&'"},
+		{"a'b", `'a'\''b'`},
+		{`a"b`, `'a"b'`},
+		{"-rf", "-- -rf"},
+		{"~", "'~'"},
+	} {
+		s := setupDoctor(t)
+		subject := fmt.Sprintf("s%d.>", i)
+		s.stream(t, jetstream.StreamConfig{
+			Name: tt.name, Subjects: []string{subject}, Retention: jetstream.WorkQueuePolicy, MaxBytes: -1, MaxAge: time.Hour, MaxMsgsPerSubject: 9,
+		})
+		c := s.consumer(t, tt.name, jetstream.ConsumerConfig{Durable: tt.name, MaxDeliver: 1})
+		s.publish(t, strings.TrimSuffix(subject, ">")+"a", 2)
+		doctorExhaust(t, c, 0)
+		if _, err := s.js.PauseConsumer(doctorContext(t), tt.name, tt.name, until); err != nil {
+			t.Fatal(err)
+		}
+		checks := make(map[string]bool)
+		for _, f := range s.doctor(t) {
+			if f.Stream != tt.name {
+				continue
+			}
+			checks[f.Check] = true
+			for _, command := range []string{"nats ", "monotel "} {
+				for part := range strings.SplitSeq(f.Remedy, "`"+command) {
+					if part != f.Remedy && strings.Contains(part, tt.name) && !strings.Contains(part, tt.quoted) {
+						t.Errorf("%q in the remedy for %s: %s, want %s", tt.name, f.Check, f.Remedy, tt.quoted)
+					}
+				}
+			}
+		}
+		for _, check := range []string{"zombies", "paused", "max_deliver", "max_age", "discard_old", "stream_without_max_bytes"} {
+			if !checks[check] {
+				t.Errorf("%q: %s is not found", tt.name, check)
+			}
+		}
+	}
+}
+
 // TestStore_Doctor_remedies has no remedy that an operator cannot follow: it names
 // a command, a setting or, where there is neither, the call.
 func TestStore_Doctor_remedies(t *testing.T) {

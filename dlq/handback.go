@@ -60,11 +60,17 @@ func (s *Store) readHandedBack(ctx context.Context, stream string, created time.
 	if err != nil {
 		return nil, 0, fmt.Errorf("deliveries of consumer %q that were handed back: %w", consumer, err)
 	}
-	var have handedBack
-	if json.Unmarshal(m.Data, &have) == nil && have.Created.Equal(created) {
-		list.List = have.List
-	}
+	list.List = decodeHandedBack(m.Data, created)
 	return list, m.Sequence, nil
+}
+
+// decodeHandedBack reads a list. One of another stream, or not ours, is empty.
+func decodeHandedBack(data []byte, created time.Time) [][3]uint64 {
+	var have handedBack
+	if json.Unmarshal(data, &have) != nil || !have.Created.Equal(created) {
+		return nil
+	}
+	return have.List[max(len(have.List)-handedBackMost, 0):]
 }
 
 // AddHandedBack lists deliveries that are about to be handed back. It takes two round

@@ -46,11 +46,18 @@ func (s *Store) Mark(ctx context.Context, id string) (Mark, error) {
 	if err != nil {
 		return Mark{}, fmt.Errorf("read the mark of message %s: %w", id, err)
 	}
-	n, err := strconv.Atoi(string(m.Data))
-	if err != nil || n < 0 {
-		n = 0 // not ours; it is replaced
+	return Mark{Count: parseMark(m.Data), sequence: m.Sequence}, nil
+}
+
+// parseMark reads a count. What is not ours is none, and replaced; a count without
+// room for another stays at the most.
+func parseMark(data []byte) int {
+	const most = 1 << 30
+	n, err := strconv.ParseUint(string(data), 10, 32)
+	if err != nil {
+		return 0
 	}
-	return Mark{Count: n, sequence: m.Sequence}, nil
+	return int(min(n, most))
 }
 
 // AddMark stores that a message is handed over once more than was says. It fails if

@@ -289,9 +289,10 @@ func checkNATSURL(list string) error {
 		if !strings.Contains(s, "://") {
 			s = "nats://" + s
 		}
-		// The parser's error repeats the URL, password and all.
+		// The parser's error repeats the URL, password and all. What is taken for a
+		// path may be the end of one.
 		u, err := url.Parse(s)
-		if err != nil || u.Host == "" {
+		if err != nil || u.Host == "" || strings.Contains(u.Path+u.RawQuery+u.Fragment, "@") {
 			return fmt.Errorf("URL %d of the list is malformed; want one such as \"nats://localhost:4222\"", i+1)
 		}
 	}

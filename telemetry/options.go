@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -176,6 +178,8 @@ func (c *config) readEnv() error {
 	const part = 2
 	c.batchSize = min(c.batchSize, max(c.queueSize/part, 1))
 
+	errs = append(errs, checkOTLP())
+
 	names := []string{"tracecontext", "baggage"}
 	if v := os.Getenv("OTEL_PROPAGATORS"); v != "" {
 		names = strings.Split(v, ",")
@@ -190,3 +194,35 @@ func (c *config) readEnv() error {
 	c.propagator = p
 	return errors.Join(errs...)
 }
+
+// checkOTLP looks at the variables that may have a password in them before
+// OpenTelemetry does: it prints what it cannot parse.
+func checkOTLP() error {
+	if disabled() {
+		return nil
+	}
+	var errs []error
+	bad := func(name, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%w: %s: "+format, append([]any{ErrInvalidConfig, name}, args...)...))
+	}
+	for _, signal := range []string{"", "TRACES_", "METRICS_", "LOGS_"} {
+		name := "OTEL_EXPORTER_OTLP_" + signal + "ENDPOINT"
+		u, err := url.Parse(strings.TrimSpace(os.Getenv(name)))
+		if err != nil || strings.Contains(u.Opaque+u.Path+u.RawQuery+u.Fragment, "@") {
+			bad(name, "malformed URL, want one such as http://host:4318; special characters of a password are written as %%XX")
+		}
+		name = "OTEL_EXPORTER_OTLP_" + signal + "HEADERS"
+		for i, header := range strings.Split(os.Getenv(name), ",") {
+			if strings.TrimSpace(header) == "" {
+				continue
+			}
+			key, value, ok := strings.Cut(header, "=")
+			if _, err := url.PathUnescape(value); err != nil || !ok || !headerName.MatchString(strings.TrimSpace(key)) {
+				bad(name, "entry %d is no key=value; special characters are written as %%XX", i+1)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+var headerName = regexp.MustCompile("^[a-zA-Z0-9!#$%&'*+.^_`|~-]+$")

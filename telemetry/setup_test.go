@@ -470,6 +470,35 @@ func TestSetup_refuses(t *testing.T) {
 	}
 }
 
+// What cannot be parsed has a password in it at times, and was printed.
+func TestSetup_tellsNoSecret(t *testing.T) {
+	for _, tt := range []struct{ variable, value string }{
+		{"OTEL_EXPORTER_OTLP_ENDPOINT", "http://u:secret%zz@host:4318"},
+		{"OTEL_EXPORTER_OTLP_ENDPOINT", " http://u:secret%@host:4318"},
+		{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://u:secret@host:port"},
+		{"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://u:1/secret@host"},
+		{"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://u:secret\x7f@host"},
+		{"OTEL_EXPORTER_OTLP_ENDPOINT", "u:secret@host:4317"},
+		{"OTEL_EXPORTER_OTLP_HEADERS", "a=b,authorization=Bearer secret%zz"},
+		{"OTEL_EXPORTER_OTLP_TRACES_HEADERS", "authorization: secret"},
+		{"OTEL_EXPORTER_OTLP_METRICS_HEADERS", "authorization: Bearer secret=="},
+		{"OTEL_EXPORTER_OTLP_LOGS_HEADERS", "a=b,secret"},
+	} {
+		t.Run(tt.variable, func(t *testing.T) {
+			t.Setenv("OTEL_METRICS_EXPORTER", "otlp")
+			t.Setenv("OTEL_LOGS_EXPORTER", "otlp")
+			t.Setenv(tt.variable, tt.value)
+			tel, err := telemetry.Setup(t.Context(), telemetry.WithoutGlobals())
+			if !errors.Is(err, telemetry.ErrInvalidConfig) || tel != nil || !strings.Contains(err.Error(), tt.variable) {
+				t.Errorf("Setup = %v, %v, want an error that names %s", tel, err, tt.variable)
+			}
+			if strings.Contains(fmt.Sprint(err), "secret") {
+				t.Errorf("%s is %q, and it says %v", tt.variable, tt.value, err)
+			}
+		})
+	}
+}
+
 // The environment's Prometheus exporter would open a port without a word, and
 // fail where it is taken.
 func TestSetup_opensNoPort(t *testing.T) {

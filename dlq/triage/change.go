@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/dlq/internal/safe"
 )
 
 // A Revision is what an edit makes of a message.
@@ -126,8 +127,8 @@ func (d *Desk) apply(ctx context.Context, e *dlq.Entry, c dlq.Change) error {
 	case errors.Is(err, dlq.ErrStreamFull) && c.Kind == dlq.ChangeDiscarded: // it says what to do
 		return fmt.Errorf("%w: %w", ErrFull, err)
 	case errors.Is(err, dlq.ErrStreamFull):
-		return fmt.Errorf("%w: raise its limit, such as with `nats stream edit %s --max-bytes 2GiB`, or discard what is not needed: %w",
-			ErrFull, d.cfg.Stream, err)
+		return fmt.Errorf("%w: raise its limit, such as with `%s`, or discard what is not needed: %w",
+			ErrFull, safe.Command("nats stream edit", []string{d.cfg.Stream}, "--max-bytes 2GiB"), err)
 	}
 	return err
 }

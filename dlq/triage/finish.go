@@ -25,6 +25,9 @@ func (d *Desk) unfinished(subject string) {
 // done so, or lack the permission. Every change of the desk begins with it. What cannot
 // be deleted counts as discarded all the same.
 func (d *Desk) FinishDiscards(ctx context.Context) error {
+	if err := d.changes(); err != nil {
+		return err
+	}
 	d.mu.Lock()
 	subjects := slices.Collect(maps.Keys(d.halfDone))
 	d.halfDone = nil

@@ -1,10 +1,8 @@
 package triage
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/dlq/internal/safe"
 )
 
 const samples = 5
@@ -203,24 +202,14 @@ func (pl *planner) leaveOut(e *dlq.Entry) string {
 	return ""
 }
 
-// indented lays JSON out, unless it is so deep that the spaces would be most of it.
+// indented is a payload for people, of at most 1 MiB.
 func indented(data []byte) string {
-	const deepest = 64
-	var b bytes.Buffer
-	depth, most := 0, 0
-	for _, c := range data { // those in strings count, too: then it stays as it is
-		switch c {
-		case '{', '[':
-			depth++
-			most = max(most, depth)
-		case '}', ']':
-			depth--
-		}
+	const most = 1 << 20
+	text, left := safe.Indent(data, most)
+	if left > 0 {
+		return fmt.Sprintf("%s\n… %d bytes more, which are not compared here", text, left)
 	}
-	if most > deepest || json.Indent(&b, data, "", "  ") != nil {
-		return string(data)
-	}
-	return b.String()
+	return string(text)
 }
 
 // finish completes the plan by what is known when every entry was seen.

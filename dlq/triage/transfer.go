@@ -2,6 +2,7 @@ package triage
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -47,6 +48,7 @@ type (
 const (
 	exportFormat  = "monotel-dead-letters"
 	exportVersion = 1
+	longestHead   = 64 << 10
 	longestLine   = 512 << 20
 )
 
@@ -148,16 +150,23 @@ func (d *Desk) Import(ctx context.Context, r io.Reader) (n Imported, err error) 
 	if err := d.changes(); err != nil {
 		return n, err
 	}
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, longestLine)
+	lines := newLineReader(r, longestHead)
 	number := 0
 	bad := func(err error) error { return fmt.Errorf("import: %w", &LineError{number, err}) }
 	ended := false
-	for lines.Scan() {
+	for {
+		text, err := lines.next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
 		number++
+		if err != nil {
+			return n, bad(err)
+		}
 		if number == 1 {
+			lines.longest = longestLine
 			var head exportHead
-			if err := json.Unmarshal(lines.Bytes(), &head); err != nil || head.Format != exportFormat {
+			if err := json.Unmarshal(text, &head); err != nil || head.Format != exportFormat {
 				return n, bad(fmt.Errorf("%w: it is no export of dead letters", ErrInvalid))
 			}
 			if head.Version != exportVersion {
@@ -166,7 +175,7 @@ func (d *Desk) Import(ctx context.Context, r io.Reader) (n Imported, err error) 
 			continue
 		}
 		var line exportLine
-		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
+		if err := json.Unmarshal(text, &line); err != nil {
 			return n, bad(fmt.Errorf("%w: %w", ErrInvalid, err))
 		}
 		if line.End != nil {
@@ -183,14 +192,73 @@ func (d *Desk) Import(ctx context.Context, r io.Reader) (n Imported, err error) 
 			n.Imported++
 		}
 	}
-	if err := lines.Err(); err != nil {
-		number++
-		return n, bad(err)
-	}
 	if !ended {
 		return n, fmt.Errorf("import: after line %d: %w", number, ErrCutShort)
 	}
 	return n, nil
+}
+
+// A lineReader reads lines up to a length. It reads no more of a longer one than
+// that, and keeps no more of it: bufio.Scanner looks for the end from the beginning
+// again with each piece that a pipe gives, which takes minutes.
+type lineReader struct {
+	r       *bufio.Reader
+	longest int // bytes
+}
+
+func newLineReader(r io.Reader, longest int) *lineReader {
+	const buffer = 64 << 10
+	return &lineReader{bufio.NewReaderSize(r, buffer), longest}
+}
+
+// next returns the next line without its end, or io.EOF. It is good until the next
+// call.
+func (l *lineReader) next() ([]byte, error) {
+	var parts [][]byte
+	size := 0
+	for {
+		part, err := l.r.ReadSlice('\n')
+		size += len(part)
+		more := errors.Is(err, bufio.ErrBufferFull)
+		switch {
+		case size > l.longest+len("\n"):
+			return nil, fmt.Errorf("%w: it is longer than %d bytes", ErrInvalid, l.longest)
+		case err != nil && !more && !errors.Is(err, io.EOF):
+			return nil, err
+		case more:
+			parts = append(parts, bytes.Clone(part)) // joined when all of it is there
+			continue
+		case size == 0: // io.EOF
+			return nil, err
+		case len(parts) > 0:
+			part = slices.Concat(append(parts, part)...)
+		}
+		return bytes.TrimSuffix(part, []byte("\n")), nil
+	}
+}
+
+// record reads the record of a line, and refuses what no export has.
+func (line *exportLine) record() (*dlq.Record, error) {
+	if len(line.Messages) == 0 {
+		return nil, fmt.Errorf("%w: it has no messages", ErrInvalid)
+	}
+	first := line.Messages[0]
+	rec, err := dlq.Decode(first.Header, first.Data)
+	if rec == nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if !isID(rec.ID) || rec.ID != line.ID {
+		return nil, fmt.Errorf("%w: it is of dead letter %.100q, and its record of %.100q", ErrInvalid, line.ID, rec.ID)
+	}
+	if rec.ID != dlq.ID(rec.Stream, rec.StreamCreated, rec.Consumer, rec.StreamSequence) {
+		return nil, fmt.Errorf("%w: dead letter %s is not the message that its record names", ErrInvalid, rec.ID)
+	}
+	for name := range line.Objects {
+		if name != rec.ID && !strings.HasPrefix(name, rec.ID+".") {
+			return nil, fmt.Errorf("%w: object %.100q is not of dead letter %s", ErrInvalid, name, rec.ID)
+		}
+	}
+	return rec, nil
 }
 
 // importLine stores one dead letter. It goes on where an earlier import ended.
@@ -198,24 +266,9 @@ func (d *Desk) importLine(ctx context.Context, line *exportLine) (present bool, 
 	if i := slices.IndexFunc(line.Messages, func(m exportMessage) bool { return dlq.IsTrace(m.Header) }); i > 0 {
 		line.Messages, line.Objects = line.Messages[i:], nil // an earlier version has exported what was to be deleted
 	}
-	if len(line.Messages) == 0 {
-		return false, fmt.Errorf("%w: it has no messages", ErrInvalid)
-	}
-	first := line.Messages[0]
-	rec, err := dlq.Decode(first.Header, first.Data)
-	if rec == nil {
-		return false, fmt.Errorf("%w: %w", ErrInvalid, err)
-	}
-	if !isID(rec.ID) || rec.ID != line.ID {
-		return false, fmt.Errorf("%w: it is of dead letter %.100q, and its record of %.100q", ErrInvalid, line.ID, rec.ID)
-	}
-	if rec.ID != dlq.ID(rec.Stream, rec.StreamCreated, rec.Consumer, rec.StreamSequence) {
-		return false, fmt.Errorf("%w: dead letter %s is not the message that its record names", ErrInvalid, rec.ID)
-	}
-	for name := range line.Objects {
-		if name != rec.ID && !strings.HasPrefix(name, rec.ID+".") {
-			return false, fmt.Errorf("%w: object %.100q is not of dead letter %s", ErrInvalid, name, rec.ID)
-		}
+	rec, err := line.record()
+	if err != nil {
+		return false, err
 	}
 	subject := d.store.SubjectOf(rec)
 	var have []nats.Header

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/draft"
 	"github.com/monotel/monotel/internal/safe"
 )
 
@@ -155,6 +156,9 @@ func (c *cli) root() *cobra.Command {
 			}
 			if err := c.readOnlyBy(c.env(envReadOnly)); err != nil {
 				return err
+			}
+			if err := draft.Clean(); err != nil {
+				c.warn("what an edit that was killed has left could not be removed: %v", err)
 			}
 			return c.conn.validate()
 		},

@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 func commands(cmd *cobra.Command) []*cobra.Command {
@@ -728,4 +729,189 @@ func TestEdit_patchRefused(t *testing.T) {
 			b.fails(exitUsage, []string{"no JSON object"}, "dlq", "edit", id, "--patch", "-", "--yes")
 		})
 	}
+}
+
+// Of several values for one header only the last was taken.
+func TestWithHeaders_several(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		give []string
+		want string
+		bad  string
+	}{
+		{[]string{"Tenant: red", "Tenant: yellow"}, "map[Keep:[a b] Tenant:[red yellow]]", ""},
+		{[]string{"Tenant: red", "tenant: yellow", "TENANT: blue"}, "map[Keep:[a b] Tenant:[red yellow blue]]", ""},
+		{[]string{"tenant: red", "New: 1", "tenant: red"}, "map[Keep:[a b] New:[1] tenant:[red red]]", ""},
+		{[]string{"Keep: c"}, "map[Keep:[c] Tenant:[acme]]", ""},
+		{[]string{"Tenant:", "Tenant:"}, "map[Keep:[a b]]", ""},
+		{[]string{"Tenant:", "Keep: c", "Keep: d"}, "map[Keep:[c d]]", ""},
+		{[]string{"Tenant: red", "Tenant:"}, "", "set and taken away"},
+		{[]string{"Tenant:", "tenant: red"}, "", "set and taken away"},
+		{[]string{"Tenant: red", "Tenant: ", "Tenant: blue"}, "", "set and taken away"},
+		{[]string{"a b: 1"}, "", "a name has letters"},
+		{[]string{"a\x00: 1"}, "", "a name has letters"},
+		{[]string{"a\x1b[2J: 1"}, "", "a name has letters"},
+		{[]string{"ä: 1"}, "", "a name has letters"},
+		{[]string{"a\xff: 1"}, "", "a name has letters"},
+		{[]string{"a\r\nb: 1"}, "", "a name has letters"},
+		{[]string{"a(b): 1"}, "", "a name has letters"},
+		{[]string{"a: 1\r\nb: 2"}, "", "a value is one line"},
+		{[]string{": 1"}, "", "want 'Key: value'"},
+		{[]string{"a"}, "", "want 'Key: value'"},
+		{[]string{"nats-msg-id: 1"}, "", "say what the message is"},
+	} {
+		got, err := withHeaders(nats.Header{"Tenant": {"acme"}, "Keep": {"a", "b"}}, tt.give)
+		switch {
+		case tt.bad != "":
+			if err == nil || !strings.Contains(err.Error(), tt.bad) {
+				t.Errorf("withHeaders(%q) = %v, want an error with %q", tt.give, err, tt.bad)
+			}
+		case err != nil || fmt.Sprint(got) != tt.want:
+			t.Errorf("withHeaders(%q) = %v, %v, want %s", tt.give, got, err, tt.want)
+		}
+	}
+}
+
+func FuzzWithHeaders(f *testing.F) {
+	f.Add("Tenant: red", "tenant: blue")
+	f.Add("Tenant:", "Tenant: red")
+	f.Add("a\x00: b", ":")
+	f.Fuzz(func(t *testing.T, one, two string) {
+		h, err := withHeaders(nats.Header{"Tenant": {"acme"}, "Nats-Msg-Id": {"1"}}, []string{one, two})
+		if err != nil {
+			checkSafe(t, safe.Line(err.Error()))
+			return
+		}
+		if h.Get("Nats-Msg-Id") != "1" {
+			t.Errorf("%q, %q: the ID is %q", one, two, h["Nats-Msg-Id"])
+		}
+		for k, vs := range h {
+			if len(vs) == 0 || strings.ContainsAny(k, ": \r\n\x00") || strings.ContainsAny(strings.Join(vs, ""), "\r\n") {
+				t.Errorf("%q, %q become %q: %q", one, two, k, vs)
+			}
+		}
+	})
+}
+
+// An edit in which nothing was edited stored the payload without its last \r.
+func TestEdit_untouched(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.env["EDITOR"], b.width, b.env["NO_COLOR"] = editor(t, "true"), 80, "1"
+	null, err := os.Open(os.DevNull) // a file, as the editor gets the same
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = null.Close() })
+	b.stdin = null
+	for i, give := range []string{
+		"text\r", "text", "one\r\ntwo\n", "\ufefftext", "{\"a\":1}\r", "{\"a\": 1,  \"b\":[ ]}", "{\n\t\"a\": 1\n}", `{"a":"\u003cb\u003e"}`, "\ufeff{}", " 1 ",
+		strings.Repeat("[", 9_000) + strings.Repeat("]", 9_000),
+	} {
+		r := record(i + 1)
+		r.Data, r.BodySize = []byte(give), len(give)
+		id := b.capture(r)[0]
+		b.unchanged(func() {
+			if _, errs := b.ok("dlq", "edit", id); !strings.Contains(errs, "Nothing has changed.") {
+				t.Errorf("%.50q: it says %.500q", give, errs)
+			}
+		})
+	}
+	r := record(100)
+	r.Data, r.BodySize = []byte("a\x00\xff"), 3
+	id := b.capture(r)[0]
+	b.unchanged(func() { b.fails(exitUsage, []string{"binary", "--data FILE"}, "dlq", "edit", id) })
+}
+
+// A process that is killed while a payload is edited leaves it behind.
+func TestEdit_killed(t *testing.T) {
+	t.Parallel()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(cache, "monotel", "edits")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if dir, err = os.MkdirTemp(dir, ""); err != nil { //nolint:usetesting // it is where the command looks
+		t.Fatal(err)
+	}
+	for _, name := range []string{"lock", "payload.json", ".payload.json.swp"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("secret"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := bare(t)
+	for t.Context().Err() == nil { // other tests clean, too
+		b.ok("version")
+		if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+			return
+		}
+	}
+	t.Error("the payload is still there")
+}
+
+// A payload that somebody has made for it was laid out on 200 MB.
+func TestShow_bounded(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	deep := strings.Repeat("[", 10_000) + strings.Repeat("]", 10_000)
+	wide := strings.Repeat("[", 64) + "1" + strings.Repeat(",1", 100_000) + strings.Repeat("]", 64)
+	for i, give := range []string{
+		deep, strings.Repeat("[", 20_000), "[" + strings.Repeat(deep[1:len(deep)-1]+",", 20) + "1]", wide,
+		strings.Repeat(`{"a":`, 9_000) + "1" + strings.Repeat("}", 9_000), `"` + strings.Repeat("x", 400_000) + `"`,
+		`{"a":1` + strings.Repeat(`,"b":2`, 60_000) + "}", strings.Repeat("long ", 80_000),
+	} {
+		r := record(i + 1)
+		r.Data, r.BodySize = []byte(give), len(give)
+		id := b.capture(r)[0]
+		const others = 10_000 // bytes of other fields
+		for _, tt := range []struct {
+			most int
+			cut  bool
+			args []string
+		}{
+			{16<<10 + others, len(give) > 20_000, []string{"dlq", "show", id}},
+			{12*len(give) + 128<<10 + others, false, []string{"dlq", "show", id, "--full"}}, // a line is indented by two
+			{6*len(give) + 64<<10 + others, false, []string{"dlq", "show", id, "--output", "json"}},
+			{6*len(give) + 64<<10 + others, false, []string{"dlq", "ls", "--id", id, "--payload", "--output", "json"}},
+		} {
+			out, _ := b.ok(tt.args...)
+			if len(out) > tt.most {
+				t.Errorf("payload %d, %d bytes: %v prints %d, want at most %d", i, len(give), tt.args, len(out), tt.most)
+			}
+			if strings.Contains(out, "--full prints all") != tt.cut && tt.cut {
+				t.Errorf("payload %d: %v does not say that it is cut", i, tt.args)
+			}
+			if tt.args[len(tt.args)-1] == "json" {
+				var v any
+				if err := json.Unmarshal([]byte(out), &v); err != nil {
+					t.Errorf("payload %d: %v prints no JSON: %v", i, tt.args, err)
+				}
+			}
+		}
+		if _, v := b.whole(id); string(v) != give {
+			t.Errorf("payload %d is not whole as JSON", i)
+		}
+		b.in = strings.Replace(give, "[", "[7,", 1)
+		out, _ := b.ok("dlq", "edit", id, "--data", "-", "--dry-run", "--not-json")
+		if most := mostDiff + 4*mostLine; len(out) > most {
+			t.Errorf("payload %d: the diff has %d bytes, want at most %d", i, len(out), most)
+		}
+	}
+}
+
+// whole is a payload as scripts get it.
+func (b *bundle) whole(id string) (wholeView, []byte) {
+	b.t.Helper()
+	out, _ := b.ok("dlq", "show", id, "--output", "ndjson")
+	var v wholeView
+	if err := json.Unmarshal([]byte(out), &v); err != nil {
+		b.t.Fatal(err)
+	}
+	if v.PayloadBase64 != nil {
+		return v, *v.PayloadBase64
+	}
+	return v, v.Payload
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
 
@@ -217,8 +218,8 @@ func serverURLs(list string, bare bool) (use, shown string, err error) {
 		if !strings.Contains(s, "://") {
 			s = "nats://" + s
 		}
-		u, err := url.Parse(s)
-		if err != nil || u.Host == "" { // the cause may quote a password
+		u, err := safe.ParseURL(s)
+		if err != nil || u.Host == "" {
 			return "", "", usagef("server %d of the list is no URL such as nats://host:4222; "+
 				"special characters of a password are written as %%XX", len(uses)+1)
 		}
@@ -451,13 +452,10 @@ func (c *cli) noStream(ctx context.Context, l *link) error {
 func (c *cli) commandLine(args ...string) string {
 	words := []string{"monotel"}
 	for _, a := range args {
-		words = append(words, quoteShell(a))
+		words = append(words, safe.Shell(a))
 	}
 	o := c.conn
-	server := o.server
-	if _, shown, err := serverURLs(server, true); err == nil {
-		server = shown
-	}
+	_, server, _ := serverURLs(o.server, true)
 	for _, f := range []struct{ name, value string }{
 		{"server", server},
 		{"context", o.context},
@@ -473,7 +471,7 @@ func (c *cli) commandLine(args ...string) string {
 		{"stream", o.stream},
 	} {
 		if f.value != "" && o.changed(f.name) {
-			words = append(words, "--"+f.name, quoteShell(f.value))
+			words = append(words, "--"+f.name, safe.Shell(f.value))
 		}
 	}
 	return strings.Join(words, " ")
@@ -487,13 +485,4 @@ func absolute(path string) string {
 		return abs
 	}
 	return path
-}
-
-var plainWord = regexp.MustCompile(`^[a-zA-Z0-9_./:,=@%+-]+$`)
-
-func quoteShell(s string) string {
-	if plainWord.MatchString(s) {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"os/exec"
 	"runtime"
 	"slices"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/draft"
 	"github.com/monotel/monotel/internal/safe"
 )
 
@@ -137,6 +137,9 @@ func (ed *editFlags) apply(before *dlq.Record) (data []byte, err error) {
 		if data, err = patched(before.Data, ed.newPatch); err != nil {
 			return nil, err
 		}
+		if same(before.Data, data) {
+			return before.Data, nil // to the byte, if only headers are edited
+		}
 	default:
 		return before.Data, nil
 	}
@@ -176,26 +179,22 @@ func (c *cli) editOne(ctx context.Context, desk *triage.Desk, id string, ed *edi
 	if err != nil {
 		return usageError{err}
 	}
-	var data []byte
-	file := ""
+	store := func(data []byte) error {
+		return c.storeEdit(ctx, desk, e, before, triage.Revision{Data: data, Header: header, Reason: h.reason}, h, ed.interactive())
+	}
 	if ed.interactive() {
-		data, file, err = c.openEditor(ctx, e, before)
-		if err == nil {
-			err = ed.keepsJSON(before.Data, data)
-		}
-	} else {
-		data, err = ed.apply(before)
+		return c.editText(ctx, e.ID, before.Data, func(data []byte) error {
+			if err := ed.keepsJSON(before.Data, data); err != nil {
+				return err
+			}
+			return store(data)
+		})
 	}
-	if err == nil {
-		err = c.storeEdit(ctx, desk, e, before, triage.Revision{Data: data, Header: header, Reason: h.reason}, h, ed.interactive())
-	}
-	if file == "" {
+	data, err := ed.apply(before)
+	if err != nil {
 		return err
 	}
-	if err != nil {
-		return fmt.Errorf("%w\nWhat you wrote is in %s", err, file)
-	}
-	return os.Remove(file)
+	return store(data)
 }
 
 // storeEdit shows what an edit does, asks and stores it.
@@ -225,7 +224,7 @@ func (c *cli) storeEdit(ctx context.Context, desk *triage.Desk, e *dlq.Entry, be
 	if c.output != outputTable {
 		return c.writeJSON(viewEntry(e, nil))
 	}
-	c.remark("dead letter %s: revision %d; 'monotel dlq replay %s' sends it", safe.Line(e.ID), e.Revision, safe.Line(e.ID))
+	c.remark("dead letter %s: revision %d; '%s' sends it", safe.Line(e.ID), e.Revision, safe.Command("monotel dlq replay", []string{e.ID}))
 	return nil
 }
 
@@ -254,10 +253,17 @@ func display(h nats.Header, data []byte) []byte {
 	if b.Len() > 0 {
 		b.WriteString("\n")
 	}
-	text, _ := pretty(data, true)
+	text, left := layOut(data, mostCompared, mostCompared)
 	b.WriteString(text)
+	if left > 0 {
+		b.WriteString("\n… " + plural(left, "byte") + " more, which are not compared here")
+	}
 	return b.Bytes()
 }
+
+// Bounds of a diff, in bytes: what is compared, what is printed of it, and of one
+// line.
+const mostCompared, mostDiff, mostLine = 4 << 20, 256 << 10, 8 << 10
 
 // diff is a unified diff, safe to print.
 func (c *cli) diff(w io.Writer, id string, before, after []byte) string {
@@ -270,7 +276,15 @@ func (c *cli) diff(w io.Writer, id string, before, after []byte) string {
 		if strings.HasPrefix(line, "diff ") {
 			continue
 		}
-		line = safe.Line(strings.ReplaceAll(strings.TrimRight(line, "\n"), "\t", "    "))
+		if b.Len() > mostDiff {
+			b.WriteString("… the rest of the diff is left out; 'monotel dlq show --output json' prints the payload as it is now\n")
+			break
+		}
+		line = strings.ReplaceAll(strings.TrimRight(line, "\n"), "\t", "    ")
+		if len(line) > mostLine {
+			line = strings.ToValidUTF8(line[:mostLine], "") + "… " + plural(len(line)-mostLine, "byte") + " more"
+		}
+		line = safe.Line(line)
 		switch {
 		case strings.HasPrefix(line, "+"):
 			line = c.paint(w, styleGood, line)
@@ -282,55 +296,30 @@ func (c *cli) diff(w io.Writer, id string, before, after []byte) string {
 	return b.String()
 }
 
-// openEditor has a payload edited. file is where it is, for as long as it may be
-// needed.
-func (c *cli) openEditor(ctx context.Context, e *dlq.Entry, before *dlq.Record) (data []byte, file string, err error) {
-	if !isText(before.Data) {
-		return nil, "", fmt.Errorf("%w: the payload of dead letter %s is binary, which an editor may spoil: use --data FILE", triage.ErrInvalid, e.ID)
-	}
-	text, ext := before.Data, "txt"
-	if isJSON(text) {
-		shown, _ := pretty(text, true)
-		text, ext = append([]byte(shown), '\n'), "json"
-	}
-	f, err := os.CreateTemp("", "monotel-*."+ext) // for its owner alone
+// editText has a payload edited, and stores it. The file is removed then, and kept
+// if anything goes wrong.
+func (c *cli) editText(ctx context.Context, id string, payload []byte, store func([]byte) error) error {
+	d, err := draft.New(payload)
 	if err != nil {
-		return nil, "", fmt.Errorf("edit dead letter %s: %w", e.ID, err)
+		return fmt.Errorf("%w: dead letter %s: %w: use --data FILE", triage.ErrInvalid, id, err)
 	}
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return nil, "", errors.Join(fmt.Errorf("edit dead letter %s: %w", e.ID, err), os.Remove(f.Name()))
+	if err := d.Create(); err != nil {
+		return fmt.Errorf("edit dead letter %s: %w", id, err)
 	}
-	if err := c.callEditor(ctx, f.Name()); err != nil {
-		return nil, f.Name(), err
-	}
-	written, err := os.ReadFile(f.Name())
-	if err != nil {
-		return nil, f.Name(), fmt.Errorf("edit dead letter %s: %w", e.ID, err)
-	}
-	return asBefore(before.Data, written), f.Name(), nil
-}
-
-// asBefore undoes what an editor, or the layout for it, adds: JSON is compact
-// again if it was, and a text that did not end with a newline does not.
-func asBefore(before, written []byte) []byte {
-	var b bytes.Buffer
-	compact := func(data []byte) []byte {
-		b.Reset()
-		if !isJSON(data) || json.Compact(&b, data) != nil {
-			return nil
-		}
-		return bytes.Clone(b.Bytes())
-	}
-	if was := compact(before); was != nil && bytes.Equal(was, before) {
-		if now := compact(written); now != nil {
-			return now
+	err = c.callEditor(ctx, d.Path())
+	var written []byte
+	if err == nil {
+		if written, err = d.Written(); err != nil {
+			err = fmt.Errorf("edit dead letter %s: %w", id, err)
 		}
 	}
-	if !bytes.HasSuffix(before, []byte("\n")) {
-		return bytes.TrimSuffix(bytes.TrimSuffix(written, []byte("\n")), []byte("\r"))
+	if err == nil {
+		err = store(d.Payload(written))
 	}
-	return written
+	if err != nil {
+		return errors.Join(fmt.Errorf("%w\nWhat you wrote is in %s", err, d.Path()), d.Keep())
+	}
+	return d.Remove()
 }
 
 func (c *cli) callEditor(ctx context.Context, file string) error {

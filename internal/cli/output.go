@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"unicode/utf16"
 
@@ -28,13 +29,15 @@ func encode(v any, indent bool) ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	if indent {
-		enc.SetIndent("", "  ")
-	}
 	if err := enc.Encode(v); err != nil {
 		return nil, fmt.Errorf("write JSON: %w", err)
 	}
-	return escapeUnprintable(b.Bytes()), nil
+	text := b.Bytes()
+	if indent {
+		text, _ = safe.Indent(text, math.MaxInt)
+		text = append(bytes.TrimRight(text, "\n"), '\n')
+	}
+	return escapeUnprintable(text), nil
 }
 
 // escapeUnprintable escapes runes that JSON allows in strings and a terminal may

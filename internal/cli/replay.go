@@ -194,7 +194,8 @@ func parseRate(s string) (float64, error) {
 	text, unit, _ := strings.Cut(s, "/")
 	seconds, ok := map[string]float64{"": 1, "s": 1, "m": 60, "h": 3600}[unit]
 	n, err := strconv.ParseFloat(text, 64)
-	if err != nil || !ok || !(n > 0) || math.IsInf(n, 0) || strings.HasSuffix(s, "/") {
+	const least = 1. / (24 * 60 * 60) // one a day; much less would be no limit, as 0 is
+	if err != nil || !ok || !(n/seconds >= least) || math.IsInf(n, 0) || strings.HasSuffix(s, "/") {
 		return 0, fmt.Errorf("--rate %s: want a number of messages a second, minute or hour, such as 100/s, 6000/m or 5000/h", s)
 	}
 	return n / seconds, nil

@@ -5,10 +5,10 @@ import (
 	"cmp"
 	"context"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"unicode"
@@ -204,27 +204,21 @@ func (s *sheet) payload(r *dlq.Record, revision int, full bool) {
 
 // pretty is a payload for people. more is how many bytes of it are left out.
 func pretty(data []byte, full bool) (text string, more int) {
+	if full {
+		return layOut(data, math.MaxInt, math.MaxInt)
+	}
 	const mostText, mostBytes = 16 << 10, 512
+	return layOut(data, mostText, mostBytes)
+}
+
+// layOut is pretty with bounds: of the text that is returned, or of the bytes that
+// are dumped.
+func layOut(data []byte, mostText, mostBytes int) (text string, more int) {
 	if isText(data) {
-		if isJSON(data) {
-			var b bytes.Buffer
-			if json.Indent(&b, data, "", "  ") == nil {
-				data = b.Bytes()
-			}
-		}
-		if full || len(data) <= mostText {
-			return string(data), 0
-		}
-		head := data[:mostText]
-		for !utf8.Valid(head) { // a rune was cut
-			head = head[:len(head)-1]
-		}
-		return string(head), len(data) - len(head)
+		text, more := safe.Indent(data, mostText)
+		return string(text), more
 	}
-	head := data
-	if !full && len(data) > mostBytes {
-		head = data[:mostBytes]
-	}
+	head := data[:min(len(data), mostBytes)]
 	return hex.Dump(head), len(data) - len(head)
 }
 

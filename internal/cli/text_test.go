@@ -2,7 +2,10 @@ package cli
 
 import (
 	"encoding/json"
+	"math"
 	"reflect"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -89,4 +92,39 @@ func TestCut(t *testing.T) {
 			t.Errorf("cut(%q, %d) = %q, want %q", tt.give, tt.width, got, tt.want)
 		}
 	}
+}
+
+// What a flag cannot be must not be taken for its default, which is no limit.
+func FuzzFlags(f *testing.F) {
+	for _, s := range []string{"", "100/s", "5e-324/h", "1/h", "NaN", "Inf/s", "0x1p-3/m", "1,5,20", "1,,2", "10%", "never", "1e-320%", "-1", "1_000"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if rate, err := parseRate(s); err == nil && (rate <= 0 || rate > math.MaxFloat64) != (s == "") {
+			t.Errorf("parseRate(%q) = %v", s, rate)
+		}
+		if part, err := parsePart(s); err == nil && (part == 0) != (s == "") || part > 1 || part < 0 && s != "never" {
+			t.Errorf("parsePart(%q) = %v, %v", s, part, err)
+		}
+		steps, err := parseCanary(s)
+		if err == nil && (len(steps) == 0) != (s == "") || len(steps) > 0 && slices.Min(steps) < 1 {
+			t.Errorf("parseCanary(%q) = %v, %v", s, steps, err)
+		}
+	})
+}
+
+func FuzzServerURLs(f *testing.F) {
+	for _, s := range []string{"host", "nats://u:secret@a:1, b", "nats://u:secret%zz@a", "nats://u:1/secret@a", ",", "tls://[::1]:4222", "ws://a/b?c"} {
+		f.Add(s, true)
+		f.Add(s, false)
+	}
+	f.Fuzz(func(t *testing.T, list string, bare bool) {
+		use, shown, err := serverURLs(list, bare)
+		switch {
+		case err != nil && strings.Contains(list, "secret") && strings.Contains(err.Error(), "secret"):
+			t.Errorf("serverURLs(%q) = %v", list, err)
+		case err == nil && (use == "" || strings.Contains(shown, "@") || bare && strings.Contains(use, "@")):
+			t.Errorf("serverURLs(%q, %t) = %q, shown as %q", list, bare, use, shown)
+		}
+	})
 }

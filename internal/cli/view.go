@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/url"
 	"regexp"
 	"strings"
 	"time"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/safe"
 )
 
 // The names of the fields below are for scripts: they stay. The error, its
@@ -97,13 +97,17 @@ func place(p dlq.BodyPlace) string {
 func (v *entryView) setPayload(data []byte, body dlq.BodyPlace) {
 	switch {
 	case data == nil && body != dlq.BodyInline:
-	case isJSON(data):
+	case isJSON(data) && !safe.Nested(data, mostLevels):
 		v.Payload = data
 	default:
 		data = append([]byte{}, data...) // not null if it is empty
 		v.PayloadBase64 = &data
 	}
 }
+
+// mostLevels is how deep a payload may be that is shown as JSON: programs that read
+// it refuse more, such as jq 1.6 with 256.
+const mostLevels = 200
 
 func isJSON(data []byte) bool { return utf8.Valid(data) && json.Valid(data) }
 
@@ -318,9 +322,9 @@ func (t *traceURL) template(c *cli) (string, error) {
 	if s == "" {
 		return "", nil
 	}
-	u, err := url.Parse(strings.ReplaceAll(s, traceIDPlace, "0"))
+	u, err := safe.ParseURL(strings.ReplaceAll(s, traceIDPlace, "0"))
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || !strings.Contains(s, traceIDPlace) {
-		return "", usagef("--trace-url-template %q: want a URL with %s in it, such as http://localhost:16686/trace/%s", s, traceIDPlace, traceIDPlace)
+		return "", usagef("--trace-url-template: want a URL with %s in it, such as http://localhost:16686/trace/%s", traceIDPlace, traceIDPlace)
 	}
 	return s, nil
 }
@@ -343,13 +347,19 @@ func traceLink(template, parent string) string {
 	return strings.ReplaceAll(template, traceIDPlace, id)
 }
 
+// headerName is what HTTP allows, too: every client can write and read it.
+var headerName = regexp.MustCompile("^[a-zA-Z0-9!#$%&'*+.^_`|~-]+$")
+
 // headerLine reads "Key: value" as given on the command line. A header without a
 // value is to be taken away.
 func headerLine(s string) (key, value string, err error) {
 	key, value, ok := strings.Cut(s, ":")
 	key = strings.TrimSpace(key)
-	if !ok || key == "" || strings.ContainsAny(key, " \t\r\n") {
+	if !ok || key == "" {
 		return "", "", fmt.Errorf("--header %q: want 'Key: value', or 'Key:' to take it away", key)
+	}
+	if !headerName.MatchString(key) {
+		return "", "", fmt.Errorf("--header %q: a name has letters, digits and - _ . only, or others that HTTP allows", key)
 	}
 	if strings.ContainsAny(value, "\r\n") {
 		return "", "", fmt.Errorf("--header %q: a value is one line", key)
@@ -362,25 +372,30 @@ func headerLine(s string) (key, value string, err error) {
 	return key, strings.TrimSpace(value), nil
 }
 
-// withHeaders returns a copy of h after the lines, whose keys it has in whatever
-// case.
+// withHeaders returns a copy of h after the lines. Those of one key, in whatever
+// case, together replace the values that it has, or take it away.
 func withHeaders(h nats.Header, lines []string) (nats.Header, error) {
 	to := make(nats.Header, len(h))
 	maps.Copy(to, h)
 	var errs []error
+	given := make(map[string]string) // keys as they were first given, by themselves in lower case
 	for _, line := range lines {
 		key, value, err := headerLine(line)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		for k := range to {
-			if strings.EqualFold(k, key) {
-				delete(to, k)
-			}
+		lower := strings.ToLower(key)
+		first, again := given[lower]
+		if !again {
+			given[lower], first = key, key
+			maps.DeleteFunc(to, func(k string, _ []string) bool { return strings.EqualFold(k, key) })
 		}
-		if value != "" {
-			to[key] = []string{value}
+		switch {
+		case again && (value == "") != (len(to[first]) == 0):
+			errs = append(errs, fmt.Errorf("--header %q: it is set and taken away at once", key))
+		case value != "":
+			to[first] = append(to[first], value)
 		}
 	}
 	return to, errors.Join(errs...)

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"runtime"
 	"slices"
@@ -232,14 +233,21 @@ func (r *results) add(fields []string) error {
 	if !ok {
 		return nil
 	}
-	impl, r.procs, ok = strings.Cut(impl, "-")
+	impl, procs, ok := strings.Cut(impl, "-")
 	if !ok {
-		r.procs = "1" // testing leaves it out
+		procs = "1" // testing leaves it out
 	}
+	if name == "" || impl == "" {
+		return nil
+	}
+	r.procs = procs
 	for i := nameAndRuns; i < len(fields); i += 2 {
 		v, err := strconv.ParseFloat(fields[i], 64)
 		if err != nil {
 			return err
+		}
+		if !(v >= 0 && v <= math.MaxFloat64) { // NaN neither
+			return fmt.Errorf("%s is no measurement", fields[i])
 		}
 		k := key{name, impl, fields[i+1]}
 		r.values[k] = append(r.values[k], v)
@@ -259,6 +267,10 @@ func table(res results, t comparison) (string, error) {
 	for _, p := range t.rows {
 		first, second := p.sides()
 		raw, monotel := res.values[key{p.name, first, p.unit}], res.values[key{p.name, second, p.unit}]
+		if slices.Contains(raw, 0) {
+			errs = append(errs, fmt.Errorf("%s: a run of impl=%s has 0 %s, with which nothing can be compared", p.name, first, p.unit))
+			continue
+		}
 		if len(raw) == 0 || len(raw) != len(monotel) {
 			errs = append(errs, fmt.Errorf("%s: %d runs of impl=%s and %d of impl=%s have %s; want as many of each, and one at least",
 				p.name, len(raw), first, len(monotel), second, p.unit))

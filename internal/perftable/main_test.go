@@ -111,6 +111,10 @@ func TestParse_refuses(t *testing.T) {
 		"FAIL	example.org/p	1.0s",
 		"panic: runtime error",
 		"BenchmarkSend/impl=raw-2 1 many ns/op",
+		"BenchmarkSend/impl=raw-2 1 NaN ns/op",
+		"BenchmarkSend/impl=raw-2 1 -Inf ns/op",
+		"BenchmarkSend/impl=raw-2 1 1e999 ns/op",
+		"BenchmarkSend/impl=raw-2 1 -1 ns/op",
 	} {
 		if _, err := parse(strings.NewReader(testInput + give + "\n")); err == nil {
 			t.Errorf("%q is taken", give)
@@ -120,6 +124,9 @@ func TestParse_refuses(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add(testInput)
+	f.Add("Benchmark/impl=- 1 2 x\n")
+	f.Add(strings.ReplaceAll(testInput, "1", "0"))
+	f.Add(strings.ReplaceAll(testInput, "1", "NaN"))
 	f.Fuzz(func(t *testing.T, text string) {
 		res, err := parse(strings.NewReader(text))
 		if err != nil {
@@ -130,7 +137,7 @@ func FuzzParse(f *testing.F) {
 				t.Errorf("%q has %d values", k, len(vs))
 			}
 		}
-		if s, err := table(res, testTable); err == nil && !strings.HasPrefix(s, "| |") {
+		if s, err := table(res, testTable); err == nil && (!strings.HasPrefix(s, "| |") || strings.Contains(s, "NaN")) {
 			t.Errorf("not a table: %q", s)
 		}
 	})

@@ -3,7 +3,6 @@ package screen
 import (
 	"bytes"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"regexp"
@@ -22,7 +21,6 @@ const (
 
 	// maxPayload and maxHex are as much of a payload as is drawn, in bytes.
 	maxPayload, maxHex = 64 << 10, 4 << 10
-	maxIndent          = 1 << 20 // a larger one is not indented
 
 	maxText = 64 << 10 // of an error's text
 )
@@ -57,19 +55,19 @@ func payloadLines(r *dlq.Record) []string {
 	case len(data) == 0:
 		return []string{"(empty)"}
 	}
-	var b bytes.Buffer
-	if len(data) <= maxIndent && json.Indent(&b, data, "", "  ") == nil {
-		data = b.Bytes()
-	}
-	shown := min(len(data), maxHex)
-	text := strings.TrimRight(hex.Dump(data[:shown]), "\n")
+	var text string
+	left := len(data) - min(len(data), maxHex)
 	if isText(data) {
-		text = beginning(string(data), maxPayload)
-		shown, text = len(text), safe.Block(text)
+		var laidOut []byte
+		laidOut, left = safe.Indent(data, maxPayload)
+		text = safe.Block(string(laidOut))
+	} else {
+		text = strings.TrimRight(hex.Dump(data[:len(data)-left]), "\n")
 	}
 	lines := strings.Split(text, "\n")
-	if shown < len(data) {
-		lines = append(lines, fmt.Sprintf("(the first %s of %s; all of it: monotel dlq export)", bytesText(int64(shown)), bytesText(int64(len(data)))))
+	if left > 0 {
+		lines = append(lines, fmt.Sprintf("(the first %s of %s; all of it: monotel dlq export)",
+			bytesText(int64(len(data)-left)), bytesText(int64(len(data)))))
 	}
 	return lines
 }

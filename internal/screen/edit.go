@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
 	"runtime"
 	"slices"
@@ -18,18 +17,19 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	file "github.com/monotel/monotel/internal/draft"
 	"github.com/monotel/monotel/internal/safe"
 )
 
-// A draft is a payload that is being edited, in a file that nobody else may read.
-// The file is removed when the edit is stored or given up, and kept when something
-// went wrong.
+// A draft is a payload that is being edited. Its file is removed when the edit is
+// stored or given up, and kept when something went wrong.
 type draft struct {
+	*file.Draft
+
 	entry  *dlq.Entry // a copy
 	before []byte     // the payload
-	shown  []byte     // what the editor began with
 	json   bool
-	path   string
+	path   string // empty without a file
 	after  []byte // what the editor left
 }
 
@@ -93,23 +93,14 @@ func (m *model) gotEntryToEdit(msg editMsg) tea.Cmd {
 }
 
 func newDraft(e *dlq.Entry, current *dlq.Record) (*draft, error) {
-	d := &draft{entry: e, before: current.Data, json: json.Valid(current.Data)}
-	switch {
-	case current.Body == dlq.BodyOmitted || current.Body == dlq.BodyGone:
+	if current.Body == dlq.BodyOmitted || current.Body == dlq.BodyGone {
 		return nil, fmt.Errorf("edit dead letter %s: its payload was not kept, or was gone", e.ID)
-	case d.json:
-		var b bytes.Buffer
-		if err := json.Indent(&b, bytes.TrimSpace(d.before), "", "  "); err != nil {
-			return nil, fmt.Errorf("edit dead letter %s: %w", e.ID, err)
-		}
-		b.WriteByte('\n')
-		d.shown = b.Bytes()
-	case utf8.Valid(d.before) && bytes.IndexByte(d.before, 0) < 0:
-		d.shown = d.before
-	default:
+	}
+	f, err := file.New(current.Data)
+	if err != nil {
 		return nil, fmt.Errorf("edit dead letter %s: its payload is no text, so an editor would break it", e.ID)
 	}
-	return d, nil
+	return &draft{Draft: f, entry: e, before: current.Data, json: json.Valid(current.Data)}, nil
 }
 
 // openEditor hands the terminal to the editor.
@@ -135,9 +126,10 @@ func (ed *editor) SetStderr(w io.Writer) { ed.stderr = w }
 func (ed *editor) Run() error {
 	d := ed.draft
 	if d.path == "" {
-		if err := d.write(); err != nil {
+		if err := d.Create(); err != nil {
 			return err
 		}
+		d.path = d.Path()
 	}
 	command := ed.command()
 	cmd := exec.CommandContext(ed.ctx, command[0], append(command[1:], d.path)...) //nolint:gosec // the operator's own choice
@@ -146,7 +138,7 @@ func (ed *editor) Run() error {
 	if runErr != nil {
 		runErr = fmt.Errorf("editor %q: %w", strings.Join(command, " "), runErr)
 	}
-	after, err := os.ReadFile(d.path)
+	after, err := d.Written()
 	d.after = after
 	return errors.Join(runErr, err)
 }
@@ -163,29 +155,14 @@ func (ed *editor) command() []string {
 	return []string{"vi"}
 }
 
-// write makes the file. os.CreateTemp makes it readable to its owner alone.
-func (d *draft) write() error {
-	pattern := "monotel-dlq-*.txt"
-	if d.json {
-		pattern = "monotel-dlq-*.json"
-	}
-	f, err := os.CreateTemp("", pattern)
-	if err != nil {
-		return err
-	}
-	d.path = f.Name()
-	_, err = f.Write(d.shown)
-	return errors.Join(err, f.Close())
-}
-
 // drop removes the draft and its file.
 func (m *model) drop() {
 	d := m.draft
 	m.draft = nil
-	if d == nil || d.path == "" {
+	if d == nil {
 		return
 	}
-	if err := os.Remove(d.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := d.Remove(); err != nil {
 		m.complain(safe.Line("The payload is still in a file: " + err.Error()))
 	}
 }
@@ -194,13 +171,14 @@ func (m *model) drop() {
 func (m *model) keep(err error) {
 	d := m.draft
 	m.draft = nil
+	err = errors.Join(err, d.Keep())
 	m.complain(safe.Block(err.Error()) + "\nWhat you wrote is kept in " + safe.Line(d.path))
 }
 
 // edited asks whether to store what the editor has left.
 func (m *model) edited(msg editedMsg) tea.Cmd {
 	d := msg.draft
-	unchanged := bytes.Equal(d.after, d.shown)
+	unchanged := bytes.Equal(d.after, d.Text())
 	switch {
 	case msg.err != nil && (unchanged || d.after == nil):
 		m.fail(msg.err) // nothing was written that could be lost
@@ -228,30 +206,14 @@ func (m *model) edited(msg editedMsg) tea.Cmd {
 	return nil
 }
 
-// payload is what the editor has left, in the form that the payload had: JSON on
-// one line stays so, and a newline that the editor added is taken away.
+// payload is what the editor has left.
 func (d *draft) payload() ([]byte, error) {
-	if !d.json {
-		if !bytes.HasSuffix(d.before, []byte("\n")) {
-			return bytes.TrimSuffix(d.after, []byte("\n")), nil
+	if d.json {
+		if err := jsonError(d.after); err != nil {
+			return nil, err
 		}
-		return d.after, nil
 	}
-	if err := jsonError(d.after); err != nil {
-		return nil, err
-	}
-	var before, after bytes.Buffer
-	if err := errors.Join(json.Compact(&before, d.before), json.Compact(&after, d.after)); err != nil {
-		return nil, err
-	}
-	switch {
-	case bytes.Equal(before.Bytes(), after.Bytes()):
-		return d.before, nil
-	case bytes.Equal(before.Bytes(), d.before):
-		return after.Bytes(), nil
-	default:
-		return bytes.TrimSuffix(d.after, []byte("\n")), nil
-	}
+	return d.Payload(d.after), nil
 }
 
 // jsonError says where a text is not JSON.
@@ -285,7 +247,7 @@ func (m *model) askAgain(why error) {
 
 func (m *model) askEdit(payload []byte) {
 	d := m.draft
-	changes := diffLines(d.shown, pretty(payload, d.json))
+	changes := diffLines(compared(d.before), compared(payload))
 	m.dialog = &dialog{
 		title: "Edit dead letter " + beginning(d.entry.ID, shortID) + "?", yes: "store the edit", reason: &input{},
 		lines: func(width int) []string {
@@ -313,13 +275,14 @@ func (m *model) askEdit(payload []byte) {
 	}
 }
 
-func pretty(payload []byte, isJSON bool) []byte {
-	var b bytes.Buffer
-	if !isJSON || json.Indent(&b, payload, "", "  ") != nil {
-		return payload
+// compared is as much of a payload as is compared.
+func compared(payload []byte) []byte {
+	const most = 4 << 20
+	text, left := safe.Indent(payload, most)
+	if left > 0 {
+		text = fmt.Appendf(bytes.Clone(text), "\n… %s more", bytesText(int64(left)))
 	}
-	b.WriteByte('\n')
-	return b.Bytes()
+	return text
 }
 
 // storeEdit stores the edit. The file is removed at once when that is done, even if
@@ -329,7 +292,7 @@ func (m *model) storeEdit(payload []byte, reason string) tea.Cmd {
 	return m.storing.start(m, "storing the edit", func(ctx context.Context, _ int) tea.Msg {
 		err := desk.Edit(ctx, d.entry, triage.Revision{Data: payload, Reason: reason})
 		if err == nil {
-			err = os.Remove(d.path)
+			err = d.Remove()
 			if err != nil {
 				err = fmt.Errorf("it is stored, but the file is still there: %w", err)
 			}

@@ -17,7 +17,15 @@ func TestMain(m *testing.M) {
 	if from, ok := os.LookupEnv("SCREEN_TEST_REPLACE"); ok {
 		os.Exit(edit(os.Args[len(os.Args)-1], from, os.Getenv("SCREEN_TEST_BY")))
 	}
-	goleak.VerifyTestMain(m)
+	cache, err := os.MkdirTemp("", "screen-test-") // where payloads are edited
+	if err != nil {
+		panic(err)
+	}
+	_ = os.Setenv("XDG_CACHE_HOME", cache)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		_ = os.RemoveAll(cache)
+		os.Exit(code)
+	}))
 }
 
 // edit replaces text in a file.

@@ -487,7 +487,7 @@ func (m *model) quit() tea.Cmd {
 		if m.replay != nil && m.replay.running {
 			return []string{
 				"Replay " + safe.Line(m.replay.id) + " is running: " + m.replay.summary() + ".",
-				"Quitting pauses it. To go on later: monotel dlq ops resume " + safe.Line(m.replay.id),
+				"Quitting pauses it. To go on later: " + safe.Command("monotel dlq ops resume", []string{m.replay.id}),
 			}
 		}
 		if m.storing.what != "" {

@@ -367,7 +367,7 @@ func (m *model) replayLines(width int) []string {
 	case r.running:
 		lines = append(lines, "It goes on when this is closed; o opens it again.")
 	case !r.ended():
-		lines = append(lines, "To go on elsewhere: monotel dlq ops resume "+safe.Line(r.id))
+		lines = append(lines, "To go on elsewhere: "+safe.Command("monotel dlq ops resume", []string{r.id}))
 	}
 	return lines
 }

@@ -115,12 +115,13 @@ func (m *model) leave(err error) error {
 			status = triage.StatusPaused
 		}
 		if status == triage.StatusPaused || status == triage.StatusStopped {
-			_, _ = fmt.Fprintf(m.opt.Output, "Replay %s is %s. To go on: monotel dlq ops resume %s\n", safe.Line(r.id), status, safe.Line(r.id))
+			_, _ = fmt.Fprintf(m.opt.Output, "Replay %s is %s. To go on: %s\n", safe.Line(r.id), status,
+				safe.Command("monotel dlq ops resume", []string{r.id}))
 		}
 	}
 	if d := m.draft; d != nil {
 		if _, statErr := os.Stat(d.path); statErr == nil {
-			err = errors.Join(err, fmt.Errorf("the edit of dead letter %s was not stored; it is kept in %s", safe.Line(d.entry.ID), d.path))
+			err = errors.Join(err, d.Keep(), fmt.Errorf("the edit of dead letter %s was not stored; it is kept in %s", safe.Line(d.entry.ID), d.path))
 		}
 	}
 	return err

@@ -74,7 +74,8 @@ type Config struct {
 	Users []User
 	NKeys []string
 
-	// TLS encrypts Listen. Use it on every address but loopback.
+	// TLS encrypts Listen. Use it on every address but loopback: without it there
+	// is a warning.
 	TLS *tls.Config
 
 	// Logger receives the server's warnings and errors. The default is none.
@@ -205,7 +206,17 @@ func start(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, errors.Join(err, s.lock.Unlock())
 	}
+	if cfg.Listen != "" && cfg.TLS == nil && !isLoopback(s.srv.Addr()) {
+		log.log.WarnContext(ctx, "embedded NATS server listens without TLS: set TLS, or listen on a loopback address; "+
+			"passwords and messages can be read on the network", slog.String("listen", cfg.Listen))
+	}
 	return s, nil
+}
+
+// isLoopback reports whether only this machine reaches an address.
+func isLoopback(addr net.Addr) bool {
+	tcp, ok := addr.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
 }
 
 // becomeReady starts the server and waits until it can be used. When it cannot,

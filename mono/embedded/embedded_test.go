@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/big"
 	"net"
@@ -649,6 +650,65 @@ func TestServer_Stop_withClients(t *testing.T) {
 	case <-closed:
 	case <-time.After(patience):
 		t.Error("the client's connection is still open")
+	}
+}
+
+// A port that others reach without TLS was opened without a word.
+func TestStart_warnsWithoutTLS(t *testing.T) {
+	t.Parallel()
+	ips, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	type test struct {
+		listen string
+		tls    bool
+		warns  bool
+	}
+	tests := []test{
+		{listen: "0.0.0.0:0", warns: true},
+		{listen: "[::]:0", warns: true},
+		{listen: "[::ffff:0.0.0.0]:0", warns: true},
+		{listen: "0.0.0.0:0", tls: true},
+		{listen: "127.0.0.1:0"},
+		{listen: "127.8.9.1:0"},
+		{listen: "localhost:0"},
+		{listen: "[::1]:0"},
+		{listen: "[::ffff:127.0.0.1]:0"},
+		{},
+	}
+	for _, a := range ips { // those of this machine
+		if ip, ok := a.(*net.IPNet); ok && !ip.IP.IsLoopback() && !ip.IP.IsLinkLocalUnicast() {
+			tests = append(tests, test{listen: net.JoinHostPort(ip.IP.String(), "0"), warns: true})
+		}
+	}
+	if name, err := os.Hostname(); err == nil {
+		if found, err := (&net.Resolver{}).LookupIPAddr(within(t), name); err == nil && len(found) == 1 {
+			tests = append(tests, test{listen: net.JoinHostPort(name, "0"), warns: !found[0].IP.IsLoopback()})
+		}
+	}
+	for _, tt := range tests {
+		t.Run(fmt.Sprint(tt.listen, tt.tls), func(t *testing.T) {
+			t.Parallel()
+			if l, err := (&net.ListenConfig{}).Listen(within(t), "tcp", tt.listen); tt.listen != "" && err != nil {
+				t.Skip(err) // such as without IPv6
+			} else if err == nil {
+				_ = l.Close()
+			}
+			log := &logBuffer{}
+			cfg := embedded.Config{Listen: tt.listen, Logger: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelWarn}))}
+			if tt.listen != "" {
+				cfg.Users = []embedded.User{{Name: "alice", Password: "$2a$04$5bmkJ1yOza0yG2xwmT4xuej5XqxEqWVhjBxfmzjuuxgJ9aC.Jq7mi"}}
+			}
+			if tt.tls {
+				cert, _ := selfSigned(t)
+				cfg.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}
+			}
+			start(t, cfg)
+			if got := strings.Contains(log.String(), "without TLS"); got != tt.warns || got && !strings.Contains(log.String(), tt.listen) {
+				t.Errorf("Listen %q: warns %t, want %t:\n%s", tt.listen, got, tt.warns, log)
+			}
+		})
 	}
 }
 

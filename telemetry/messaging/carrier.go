@@ -129,8 +129,9 @@ func (c Carrier) Set(key, value string) {
 
 // Delete removes every form of key.
 func (c Carrier) Delete(key string) {
+	lower := strings.ToLower(key) // of İ, for one, that is another letter
 	for k := range c {
-		if strings.EqualFold(k, key) {
+		if strings.EqualFold(k, key) || strings.EqualFold(k, lower) {
 			delete(c, k)
 		}
 	}
