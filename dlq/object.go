@@ -18,7 +18,8 @@ import (
 // for which readers would need one more right, and one that is easily misused.
 
 const (
-	objectPrefix = "OBJ_"  // of the bucket's stream
+	objectPrefix = "OBJ_" // of the bucket's stream
+	objectChunk  = 128 << 10
 	objectBatch  = 64      // chunks that are asked for at a time, or fewer, so that
 	objectBytes  = 4 << 20 // they have about so many bytes
 )
@@ -64,7 +65,9 @@ func (s *Store) readChunks(ctx context.Context, info *jetstream.ObjectInfo) ([]b
 	subject := fmt.Sprintf("$O.%s.C.%s", s.cfg.bucketName(), info.NUID)
 	for from := uint64(1); size < info.Size; {
 		last := uint64(0)
-		err := s.chunks(ctx, subject, from, func(sequence uint64, chunk []byte) error {
+		// No more than are left, and one that shows whether there are more than there should be.
+		batch := min(objectBatch, int((info.Size-size)/objectChunk)+2) //nolint:gosec,mnd // it is bounded; see above
+		err := s.chunks(ctx, subject, from, batch, func(sequence uint64, chunk []byte) error {
 			if size += uint64(len(chunk)); size > info.Size {
 				return fmt.Errorf("%w: it has more than %d bytes", ErrObjectBroken, info.Size)
 			}
@@ -88,7 +91,7 @@ func (s *Store) readChunks(ctx context.Context, info *jetstream.ObjectInfo) ([]b
 
 // chunks calls f for the next messages of a subject, as many as come, and for none if
 // there are none.
-func (s *Store) chunks(ctx context.Context, subject string, from uint64, f func(sequence uint64, chunk []byte) error) error {
+func (s *Store) chunks(ctx context.Context, subject string, from uint64, batch int, f func(sequence uint64, chunk []byte) error) error {
 	stream := objectPrefix + s.cfg.bucketName()
 	js, err := s.batched()
 	if err != nil {
@@ -96,7 +99,7 @@ func (s *Store) chunks(ctx context.Context, subject string, from uint64, f func(
 	}
 	n := 0
 	err = s.permitted(ctx, "DIRECT.GET.", stream, func(ctx context.Context, _ string) error {
-		all, err := jetstreamext.GetBatch(ctx, js, stream, objectBatch,
+		all, err := jetstreamext.GetBatch(ctx, js, stream, batch,
 			jetstreamext.GetBatchSeq(from), jetstreamext.GetBatchSubject(subject), jetstreamext.GetBatchMaxBytes(objectBytes))
 		if err != nil {
 			return err

@@ -169,6 +169,7 @@ func FuzzExtract(f *testing.F) {
 func FuzzCarrier(f *testing.F) {
 	f.Add("traceparent", "Traceparent", "v")
 	f.Add("X-B3-TraceId", "x-b3-traceid", "")
+	f.Add("x", "", "v")
 	f.Add("İ", "x", "in lower case it is two runes, which do not fold to it")
 	f.Fuzz(func(t *testing.T, key, other, value string) {
 		c := Carrier{other: {"before"}}
