@@ -53,7 +53,7 @@ func (r results) add(fields []string) error {
 		if err != nil {
 			return err
 		}
-		if !(v >= 0 && v <= math.MaxFloat64) { // NaN neither
+		if !(math.Abs(v) <= math.MaxFloat64) { // NaN neither; memory may be less than before
 			return fmt.Errorf("%s is no measurement", fields[i])
 		}
 		k := key{c.pair(), c.lib, fields[i+1]}
