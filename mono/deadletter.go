@@ -293,7 +293,7 @@ func (c *streamConsumer) record(m *Msg, v verdict) *dlq.Record {
 		App: dead.app, AppVersion: dead.appVersion, Module: c.info.Module, Host: dead.host,
 	}
 	if v.gone {
-		r.Body, r.BodySize = dlq.BodyGone, int(m.size)
+		r.Body, r.BodySize = dlq.BodyGone, m.bytes()
 	}
 	if known := c.history.of(m); known != nil {
 		r.FirstFailed = known.firstFailed

@@ -57,8 +57,9 @@ func newHeldMessage(c *streamConsumer, m *Msg, ctx context.Context, v verdict) *
 		del delivery
 	}{
 		msg: Msg{Subject: m.Subject, ctx: ctx},
-		del: delivery{consumer: c, reply: m.reply, consumerSequence: m.consumerSequence, replay: m.replay, size: m.size},
+		del: delivery{consumer: c, reply: m.reply, consumerSequence: m.consumerSequence, replay: m.replay},
 	}
+	both.del.sized.Store(sized(m.bytes()))
 	h := &heldMessage{Msg: &both.msg, verdict: v}
 	h.delivery = &both.del
 	h.state.Store(stateSettling)

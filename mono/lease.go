@@ -191,7 +191,7 @@ func (c *streamConsumer) ownBatch(batch []*Msg) []*Msg {
 func take(batch []*Msg) []*Msg {
 	replaced := false
 	for _, m := range batch {
-		if !m.phase.CompareAndSwap(phaseWaiting, phaseBegun) {
+		if !m.leaveWaiting(phaseBegun) {
 			m.state.Store(stateReturned)
 			replaced = true
 		}
@@ -199,7 +199,7 @@ func take(batch []*Msg) []*Msg {
 	if !replaced {
 		return batch
 	}
-	return slices.DeleteFunc(slices.Clone(batch), func(m *Msg) bool { return m.phase.Load() == phaseReplaced })
+	return slices.DeleteFunc(slices.Clone(batch), func(m *Msg) bool { return m.isReplaced() })
 }
 
 // lapse takes the place of a settlement whose message may be another instance's by now.

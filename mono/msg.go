@@ -73,9 +73,8 @@ type delivery struct {
 	consumerSequence uint64
 	replay           *dlq.Replay // nil: it is no replay
 	lease            lease
-	size             uint32 // in bytes, as the server counts them
+	sized            atomic.Uint32 // how many bytes, as the server counts them, and the phase
 	state            atomic.Uint32
-	phase            atomic.Uint32
 	final            *[]byte // what was sent for stateSettled
 }
 
@@ -90,12 +89,26 @@ var epoch = time.Now()
 // time of time.Now.
 func uptime() time.Duration { return time.Since(epoch) }
 
-// The phases of a delivery.
+// The phases of a delivery, above its size.
 const (
 	phaseWaiting  uint32 = iota
 	phaseBegun           // a handler has it
 	phaseReplaced        // no handler gets it, but a later delivery
+
+	sizeBits = 30 // no message has 1 GiB
 )
+
+func sized(size int) uint32 { return uint32(min(size, 1<<sizeBits-1)) } //nolint:gosec // it is not negative
+
+func (d *delivery) bytes() int { return int(d.sized.Load() & (1<<sizeBits - 1)) }
+
+// leaveWaiting ends the phase in which the delivery waits, and reports whether that was it.
+func (d *delivery) leaveWaiting(phase uint32) bool {
+	was := d.sized.Load() // nothing but the phase changes, and that once
+	return was>>sizeBits == phaseWaiting && d.sized.CompareAndSwap(was, was|phase<<sizeBits)
+}
+
+func (d *delivery) isReplaced() bool { return d.sized.Load()>>sizeBits == phaseReplaced }
 
 // The states of a delivery. Only stateOpen may be settled.
 const (

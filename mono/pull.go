@@ -155,7 +155,7 @@ func (p *puller) receive(nm *nats.Msg) {
 	seq := m.sequence()
 	p.mu.Lock()
 	p.outstanding = max(p.outstanding-1, 0)
-	p.outstandingBytes = max(p.outstandingBytes-int(m.size), 0)
+	p.outstandingBytes = max(p.outstandingBytes-m.bytes(), 0)
 	lost := m.consumerSequence <= p.lastSequence // the server counts again
 	p.lastSequence = m.consumerSequence
 	late := m.consumerSequence <= p.deliveredBefore.Load()
@@ -180,10 +180,10 @@ func (p *puller) receive(nm *nats.Msg) {
 		return
 	}
 	if before := p.inHand[seq]; before != nil {
-		p.inHandBytes -= int(before.size)
+		p.inHandBytes -= before.bytes()
 	}
 	p.inHand[seq] = m
-	p.inHandBytes += int(m.size)
+	p.inHandBytes += m.bytes()
 	p.mu.Unlock()
 	p.c.queue.push(m)
 }
@@ -208,7 +208,7 @@ func (p *puller) supersedes(m, old *Msg, now time.Duration, trusted bool) bool {
 		if p.inHand[m.sequence()] != old {
 			return true // its handler has returned and left it
 		}
-		if m.attempt() != old.attempt()+1 && old.phase.CompareAndSwap(phaseWaiting, phaseReplaced) {
+		if m.attempt() != old.attempt()+1 && old.leaveWaiting(phaseReplaced) {
 			return true // another instance had it in between, and may have decided it
 		}
 		old.lease.begin(now, trusted)
@@ -407,7 +407,7 @@ func (p *puller) release(batch []*Msg) {
 	for _, m := range batch {
 		if seq := m.sequence(); p.inHand[seq] == m {
 			delete(p.inHand, seq)
-			p.inHandBytes -= int(m.size)
+			p.inHandBytes -= m.bytes()
 		}
 	}
 	p.mu.Unlock()

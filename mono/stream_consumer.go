@@ -537,11 +537,9 @@ func (c *streamConsumer) toMsg(p *puller, nm *nats.Msg) (*Msg, bool) {
 		del delivery
 	}{
 		msg: Msg{Subject: nm.Subject, Data: nm.Data, Header: nm.Header, ctx: c.work},
-		del: delivery{
-			consumer: c, reply: nm.Reply, consumerSequence: at.consumerSequence,
-			size: uint32(min(uint64(nm.Size()), math.MaxUint32)), //nolint:gosec // bounded
-		},
+		del: delivery{consumer: c, reply: nm.Reply, consumerSequence: at.consumerSequence},
 	}
+	both.del.sized.Store(sized(nm.Size()))
 	m := &both.msg
 	m.delivery = &both.del
 	m.tel.Sequence, m.tel.Stored = at.sequence, at.stored
