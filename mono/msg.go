@@ -94,9 +94,9 @@ const (
 	phaseWaiting  uint32 = iota
 	phaseBegun           // a handler has it
 	phaseReplaced        // no handler gets it, but a later delivery
-
-	sizeBits = 30 // no message has 1 GiB
 )
+
+const sizeBits = 30 // no message has 1 GiB
 
 func sized(size int) uint32 { return uint32(min(size, 1<<sizeBits-1)) } //nolint:gosec // it is not negative
 
