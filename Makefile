@@ -94,6 +94,7 @@ tidy: ## tidy go.mod and go.sum of every module
 .PHONY: modules
 modules: ## only the tests of the modules inside this one, but for e2e; promtool is built the first time, which takes minutes
 	@for m in $(filter-out e2e,$(inner)); do echo "==> run the tests of $$m"; (cd "$$m" && go test -timeout=$(TIMEOUT) ./...) || exit 1; done
+	@echo "==> not run here: the kept schedules of chaos, which make chaos begins with"
 
 # Without a Docker engine the same programs run as local processes.
 runtime = $(or $(E2E_RUNTIME),$(shell { docker info && { docker compose version || docker-compose version; }; } >/dev/null 2>&1 && echo docker || echo process))

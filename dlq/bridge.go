@@ -591,7 +591,7 @@ func (b *Bridge) look(ctx context.Context, a *advisory) (consumer *jetstream.Con
 	}
 	switch {
 	case consumer == nil || consumer.Created.After(a.Time.Add(clockSkew)) || consumer.Delivered.Stream < a.StreamSeq:
-		return nil, nil, SkipConsumerGone, nil // whoever makes it again gets the message again
+		return nil, nil, SkipConsumerGone, nil // if the consumer is created again, it gets the message again
 	case !a.fits(consumer):
 		return nil, nil, SkipUnproven, nil
 	}

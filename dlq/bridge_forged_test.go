@@ -165,7 +165,7 @@ func TestBridge_forged(t *testing.T) {
 	}
 }
 
-// A message that the consumer's filter leaves out is none of its dead letters.
+// The consumer gives up only messages that its filter selects.
 func TestBridge_forgedFilter(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

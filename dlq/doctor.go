@@ -14,8 +14,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/monotel/monotel/dlq/internal/safe"
 	"github.com/monotel/monotel/dlq/internal/subjects"
+	"github.com/monotel/monotel/internal/shell"
 )
 
 // A Severity says how soon a [Finding] wants attention.
@@ -131,15 +131,15 @@ type doctor struct {
 // for a shell.
 func (d *doctor) command(args string, names ...string) string {
 	if name := d.s.cfg.StreamName(); name != defaultStream {
-		args += " --stream " + safe.Shell(name)
+		args += " --stream " + shell.Quote(name)
 	}
-	return "`" + safe.Command("monotel dlq "+args, names) + "`"
+	return "`" + shell.Command("monotel dlq "+args, names) + "`"
 }
 
 // natsCommand is a command line of the nats command, for a remedy, about a stream
 // or a consumer, whose names are quoted for a shell.
 func natsCommand(command string, names []string, flags ...string) string {
-	return "`" + safe.Command("nats "+command, names, flags...) + "`"
+	return "`" + shell.Command("nats "+command, names, flags...) + "`"
 }
 
 func editStream(stream string, flags ...string) string {
@@ -753,7 +753,7 @@ func (d *doctor) deadLetterStream(ctx context.Context) {
 	if c.AllowRollup {
 		d.add(Finding{
 			Severity: SeverityWarning, Check: "dlq_rollup", Stream: name,
-			Detail: "AllowRollup is true: whoever may publish on the subject of one dead letter can remove all of them with a message. " +
+			Detail: "AllowRollup is true: a user that may publish on the subject of one dead letter can remove all of them with one message. " +
 				"An App of an earlier version turns it on when it starts, one of this version turns it off",
 			Remedy: fmt.Sprintf("Upgrade the Apps of earlier versions. Then turn it off: %s.", editStream(name, "--no-allow-rollup")),
 		})
@@ -762,7 +762,7 @@ func (d *doctor) deadLetterStream(ctx context.Context) {
 		d.add(Finding{
 			Severity: SeverityNotice, Check: "dlq_msg_ttl", Stream: name,
 			Detail: "AllowMsgTTL is true: a message on the subject of a dead letter may vanish by itself, if its publisher wishes so",
-			Remedy: "The server does not turn it off. Who may publish on the subjects of dead letters is up to the permissions of users.",
+			Remedy: "The server cannot turn it off. Restrict by permissions which users may publish on the subjects of dead letters.",
 		})
 	}
 	d.nearLimit(checkDLQNearFull, info, "dead letters")

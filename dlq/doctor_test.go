@@ -1229,7 +1229,7 @@ func TestStore_Doctor_zombieRemedies(t *testing.T) {
 }
 
 // TestStore_Doctor_quotes has no remedy that would run what the name of a stream or
-// a consumer says: whoever may make one chooses it.
+// a consumer says: the user that creates the consumer chooses it.
 func TestStore_Doctor_quotes(t *testing.T) {
 	t.Parallel()
 	until := time.Now().Add(time.Hour)

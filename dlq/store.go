@@ -172,7 +172,7 @@ func (s *Store) Provision(ctx context.Context) error {
 }
 
 // DenyRollups turns rollups of the dead-letter stream off, and reports whether they
-// were on: with one message, whoever may publish on the subject of one dead letter
+// were on: with one message, a user that may publish on the subject of one dead letter
 // removes all of them. Versions that discard by a rollup turn them on when an App
 // starts; their discards are refused afterwards.
 //

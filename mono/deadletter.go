@@ -83,10 +83,10 @@ func (r *run) openDeadLetters(ctx context.Context) error {
 func (r *run) denyRollups(ctx context.Context, store *dlq.Store, stream string) {
 	switch were, err := store.DenyRollups(ctx); {
 	case err != nil && were:
-		r.log.LogAttrs(ctx, slog.LevelWarn, "rollups of the dead-letter stream cannot be turned off: whoever may publish one dead letter can remove all",
+		r.log.LogAttrs(ctx, slog.LevelWarn, "rollups of the dead-letter stream not turned off: a user that may publish one dead letter can remove all",
 			append(errorAttrs(err, 0), slog.String("stream", stream))...)
 	case err != nil:
-		r.log.LogAttrs(ctx, slog.LevelWarn, "rollups of the dead-letter stream cannot be looked at", append(errorAttrs(err, 0), slog.String("stream", stream))...)
+		r.log.LogAttrs(ctx, slog.LevelWarn, "rollups of the dead-letter stream not checked", append(errorAttrs(err, 0), slog.String("stream", stream))...)
 	case were:
 		r.log.LogAttrs(ctx, slog.LevelWarn, "rollups of the dead-letter stream turned off: tools of earlier versions cannot discard any more",
 			slog.String("stream", stream))

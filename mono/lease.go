@@ -98,7 +98,7 @@ func (p *puller) stoodStill(now time.Duration) bool {
 // What trustAfter is while nothing is trusted.
 const (
 	trustAsked = math.MaxInt64     // the consumer's leader is being asked
-	trustNone  = math.MaxInt64 - 1 // there is no consumer to ask about; the reset when it is there asks
+	trustNone  = math.MaxInt64 - 1 // the consumer does not exist; reset asks when it does
 )
 
 // distrust trusts no message until the consumer's leader has answered.
@@ -114,10 +114,10 @@ func (p *puller) distrust() {
 	}
 }
 
-// askForAnswer waits until the consumer's leader answers, notes what was delivered
-// before, and asks for messages. The server that this process is connected to may have
-// been stopped itself: it answers a ping before it passes on what others have sent it.
-// The leader knows what it has delivered, on whatever way that comes here.
+// askForAnswer waits until the consumer's leader answers, notes the last sequence that
+// the leader has delivered, and asks for messages. A ping would not do: a server between
+// the leader and this process, once stopped, answers a ping before it passes on older
+// messages.
 func (p *puller) askForAnswer() {
 	for {
 		p.mu.Lock()
@@ -135,7 +135,7 @@ func (p *puller) askForAnswer() {
 		case err == nil:
 			p.deliveredBefore.Store(consumer.CachedInfo().Delivered.Consumer)
 			p.alive.Store(int64(uptime()))
-			waiting, _, _ := p.sub.Pending() // first: what is delivered in between counts twice, not never
+			waiting, _, _ := p.sub.Pending() // before Delivered: a message in between is counted twice, not missed
 			delivered, _ := p.sub.Delivered()
 			after = max(delivered+int64(waiting), 1)
 		case gone && !missing:
@@ -186,9 +186,12 @@ func (c *streamConsumer) ownBatch(batch []*Msg) []*Msg {
 	return own
 }
 
-// take returns the messages of a batch that a handler gets: those that no later delivery
-// has replaced.
-func take(batch []*Msg) []*Msg {
+// take returns the messages of a batch that a handler gets: those that are surely this
+// consumer's, and that no later delivery has replaced.
+func (c *streamConsumer) take(batch []*Msg) []*Msg { return markBegun(c.ownBatch(batch)) }
+
+// markBegun marks the messages of a batch as begun and leaves out those that were replaced.
+func markBegun(batch []*Msg) []*Msg {
 	replaced := false
 	for _, m := range batch {
 		if !m.leaveWaiting(phaseBegun) {
@@ -311,9 +314,9 @@ func (p *puller) confirm(last *delivery, due []*delivery, sent, limit time.Durat
 	}
 }
 
-// renew extends the lease of a message and waits for the server's answer. What is sent
-// next reaches the server while the lease lasts, and not when a link that stood still goes
-// on, unless the link stops in between.
+// renew extends the lease of a message and waits for the server's answer. The answer
+// shows that the link works: a dead letter that is sent next does not wait in a link that
+// stands still until the lease is over.
 func (c *streamConsumer) renew(ctx context.Context, m *Msg) error {
 	sent := uptime()
 	_, err := c.rt.nc.RequestWithContext(ctx, m.reply, wireProgress)

@@ -375,8 +375,8 @@ func (p *puller) request(n, size int) []byte {
 }
 
 // reset forgets all requests and asks again: after a reconnect, and when the
-// server has been silent for too long. What the forgotten requests still bring is not
-// trusted: it may have been under way since before.
+// server has been silent for too long. Messages that an old request still brings are not
+// trusted, since they may have been delivered long ago.
 func (p *puller) reset() {
 	p.c.prior.reset()
 	p.mu.Lock()

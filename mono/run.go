@@ -254,7 +254,8 @@ func registerConsumers(m EventConsumerModule, r EventRegistry) (err error) {
 	return m.RegisterEventConsumers(r)
 }
 
-// resume goes on after a reconnect: the server has forgotten the pull requests.
+// resume asks for messages again after a reconnect. The server may have dropped the pull
+// requests, or another node of its cluster may still have them.
 func (r *run) resume() {
 	r.connMu.Lock()
 	r.connected, r.disconnected = context.WithCancel(r.work)

@@ -337,7 +337,7 @@ func (c *streamConsumer) handleBatch(batch []*Msg) {
 	default:
 		if c.gate.enter(c.ending) {
 			defer c.gate.leave()
-			if rest = take(c.ownBatch(rest)); len(rest) > 0 {
+			if rest = c.take(rest); len(rest) > 0 {
 				c.call(rest)
 			}
 		} else {

@@ -79,7 +79,7 @@ func (c *streamConsumer) handleMarked(m *Msg) {
 		return
 	}
 	defer c.unmark(m, id) // also one that was stored without an answer
-	if own := take(c.ownBatch([]*Msg{m})); len(own) > 0 {
+	if own := c.take([]*Msg{m}); len(own) > 0 {
 		c.call(own)
 	}
 }

@@ -162,7 +162,7 @@ func TestPuller_supersedes(t *testing.T) {
 			old, next := attemptAt(tt.old), attemptAt(tt.next)
 			old.lease.begin(time.Second, true)
 			p := &puller{inHand: map[uint64]*Msg{old.sequence(): old}}
-			if tt.begun && len(take([]*Msg{old})) != 1 {
+			if tt.begun && len(markBegun([]*Msg{old})) != 1 {
 				t.Fatal("a handler does not get what waits")
 			}
 			if got := p.supersedes(next, old, time.Minute, true); got != tt.supersedes {
@@ -174,7 +174,7 @@ func TestPuller_supersedes(t *testing.T) {
 			if tt.begun {
 				return
 			}
-			if got := len(take([]*Msg{old})) == 0; got != tt.supersedes {
+			if got := len(markBegun([]*Msg{old})) == 0; got != tt.supersedes {
 				t.Errorf("a handler gets the old delivery: %t", !got)
 			}
 		})

@@ -17,7 +17,7 @@ func FuzzEnvironment(f *testing.F) {
 			"OTEL_EXPORTER_OTLP_HEADERS": headers, "OTEL_BSP_MAX_QUEUE_SIZE": size,
 		} {
 			if strings.ContainsRune(value, 0) {
-				t.Skip("the environment has no NUL")
+				t.Skip("no input: the environment takes no NUL")
 			}
 			t.Setenv(name, value)
 		}

@@ -10,7 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/monotel/monotel/dlq"
-	"github.com/monotel/monotel/dlq/internal/safe"
+	"github.com/monotel/monotel/internal/shell"
 )
 
 // A Revision is what an edit makes of a message.
@@ -128,7 +128,7 @@ func (d *Desk) apply(ctx context.Context, e *dlq.Entry, c dlq.Change) error {
 		return fmt.Errorf("%w: %w", ErrFull, err)
 	case errors.Is(err, dlq.ErrStreamFull):
 		return fmt.Errorf("%w: raise its limit, such as with `%s`, or discard what is not needed: %w",
-			ErrFull, safe.Command("nats stream edit", []string{d.cfg.Stream}, "--max-bytes 2GiB"), err)
+			ErrFull, shell.Command("nats stream edit", []string{d.cfg.Stream}, "--max-bytes 2GiB"), err)
 	}
 	return err
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/monotel/monotel/dlq/internal/subjects"
 )
 
-// A record says where its message came from, and whoever may publish on the subject
+// A record says where its message came from, and a user that may publish on the subject
 // of one dead letter can write a record. So a replay sends nowhere that a record alone
 // has named.
 

@@ -64,7 +64,7 @@ func (d *Desk) get(ctx context.Context, id string) (*dlq.Entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look up dead letter %s: %w", id, err)
 	}
-	// Who may publish dead letters of one consumer can do so with the ID of another's.
+	// A user that may publish dead letters of one consumer can use the ID of another's.
 	var found *dlq.Entry
 	err = &NotFoundError{What: "dead letter", ID: id}
 	for _, subject := range slices.Sorted(maps.Keys(info.State.Subjects)) {

@@ -12,7 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/dlq"
-	"github.com/monotel/monotel/dlq/internal/safe"
+	"github.com/monotel/monotel/internal/jsontext"
 )
 
 const samples = 5
@@ -205,7 +205,7 @@ func (pl *planner) leaveOut(e *dlq.Entry) string {
 // indented is a payload for people, of at most 1 MiB.
 func indented(data []byte) string {
 	const most = 1 << 20
-	text, left := safe.Indent(data, most)
+	text, left := jsontext.Indent(data, most)
 	if left > 0 {
 		return fmt.Sprintf("%s\n… %d bytes more, which are not compared here", text, left)
 	}

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/monotel/monotel/dlq"
-	"github.com/monotel/monotel/dlq/internal/safe"
+	"github.com/monotel/monotel/internal/shell"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
 
@@ -1013,7 +1013,7 @@ func (r *runner) claimAndSend(ctx context.Context, e *dlq.Entry, claimed func(ui
 		return r.again(ctx, now, e.Last, claimed)
 	case errors.Is(err, dlq.ErrStreamFull):
 		return "", fmt.Errorf("%w: raise its limit, such as with `%s`",
-			ErrFull, safe.Command("nats stream edit", []string{r.d.cfg.Stream}, "--max-bytes 2GiB"))
+			ErrFull, shell.Command("nats stream edit", []string{r.d.cfg.Stream}, "--max-bytes 2GiB"))
 	case err != nil:
 		return "", err
 	}

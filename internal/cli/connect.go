@@ -22,6 +22,7 @@ import (
 
 	"github.com/monotel/monotel/dlq/triage"
 	"github.com/monotel/monotel/internal/safe"
+	"github.com/monotel/monotel/internal/shell"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
 
@@ -452,7 +453,7 @@ func (c *cli) noStream(ctx context.Context, l *link) error {
 func (c *cli) commandLine(args ...string) string {
 	words := []string{"monotel"}
 	for _, a := range args {
-		words = append(words, safe.Shell(a))
+		words = append(words, shell.Quote(a))
 	}
 	o := c.conn
 	_, server, _ := serverURLs(o.server, true)
@@ -471,7 +472,7 @@ func (c *cli) commandLine(args ...string) string {
 		{"stream", o.stream},
 	} {
 		if f.value != "" && o.changed(f.name) {
-			words = append(words, "--"+f.name, safe.Shell(f.value))
+			words = append(words, "--"+f.name, shell.Quote(f.value))
 		}
 	}
 	return strings.Join(words, " ")

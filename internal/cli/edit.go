@@ -21,6 +21,7 @@ import (
 	"github.com/monotel/monotel/dlq/triage"
 	"github.com/monotel/monotel/internal/draft"
 	"github.com/monotel/monotel/internal/safe"
+	"github.com/monotel/monotel/internal/shell"
 )
 
 func (c *cli) edit() *cobra.Command {
@@ -224,7 +225,7 @@ func (c *cli) storeEdit(ctx context.Context, desk *triage.Desk, e *dlq.Entry, be
 	if c.output != outputTable {
 		return c.writeJSON(viewEntry(e, nil))
 	}
-	c.remark("dead letter %s: revision %d; '%s' sends it", safe.Line(e.ID), e.Revision, safe.Command("monotel dlq replay", []string{e.ID}))
+	c.remark("dead letter %s: revision %d; '%s' sends it", safe.Line(e.ID), e.Revision, shell.Command("monotel dlq replay", []string{e.ID}))
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"charm.land/lipgloss/v2"
 
+	"github.com/monotel/monotel/internal/jsontext"
 	"github.com/monotel/monotel/internal/safe"
 )
 
@@ -34,7 +35,7 @@ func encode(v any, indent bool) ([]byte, error) {
 	}
 	text := b.Bytes()
 	if indent {
-		text, _ = safe.Indent(text, math.MaxInt)
+		text, _ = jsontext.Indent(text, math.MaxInt)
 		text = append(bytes.TrimRight(text, "\n"), '\n')
 	}
 	return escapeUnprintable(text), nil

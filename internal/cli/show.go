@@ -18,6 +18,7 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/jsontext"
 	"github.com/monotel/monotel/internal/safe"
 )
 
@@ -215,7 +216,7 @@ func pretty(data []byte, full bool) (text string, more int) {
 // are dumped.
 func layOut(data []byte, mostText, mostBytes int) (text string, more int) {
 	if isText(data) {
-		text, more := safe.Indent(data, mostText)
+		text, more := jsontext.Indent(data, mostText)
 		return string(text), more
 	}
 	head := data[:min(len(data), mostBytes)]

@@ -15,6 +15,7 @@ import (
 
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
+	"github.com/monotel/monotel/internal/jsontext"
 	"github.com/monotel/monotel/internal/safe"
 )
 
@@ -97,7 +98,7 @@ func place(p dlq.BodyPlace) string {
 func (v *entryView) setPayload(data []byte, body dlq.BodyPlace) {
 	switch {
 	case data == nil && body != dlq.BodyInline:
-	case isJSON(data) && !safe.Nested(data, mostLevels):
+	case isJSON(data) && !jsontext.Nested(data, mostLevels):
 		v.Payload = data
 	default:
 		data = append([]byte{}, data...) // not null if it is empty

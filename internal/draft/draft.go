@@ -24,7 +24,7 @@ import (
 
 	"github.com/gofrs/flock"
 
-	"github.com/monotel/monotel/internal/safe"
+	"github.com/monotel/monotel/internal/jsontext"
 )
 
 // ErrBinary reports a payload that an editor may spoil.
@@ -61,7 +61,7 @@ func New(payload []byte) (*Draft, error) {
 	}
 	d.ext = ".json"
 	if trimmed := bytes.TrimSpace(payload); bytes.IndexByte(trimmed, '\n') < 0 && (trimmed[0] == '{' || trimmed[0] == '[') {
-		d.shown, _ = safe.Indent(trimmed, math.MaxInt)
+		d.shown, _ = jsontext.Indent(trimmed, math.MaxInt)
 		d.shown, d.laidOut = append(d.shown, '\n'), true
 	}
 	return d, nil

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"strings"
 
-	"github.com/monotel/monotel/internal/safe"
+	"github.com/monotel/monotel/internal/jsontext"
 )
 
 // A word is a token of JSON with the white space before it. The last one is only
@@ -14,7 +14,7 @@ type word struct{ space, token []byte }
 func words(text []byte) []word {
 	var ws []word
 	for {
-		space, token, rest := safe.NextToken(text)
+		space, token, rest := jsontext.NextToken(text)
 		ws = append(ws, word{space, token})
 		if len(token) == 0 {
 			return ws

@@ -13,6 +13,7 @@ import (
 	"charm.land/lipgloss/v2"
 
 	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/internal/jsontext"
 	"github.com/monotel/monotel/internal/safe"
 )
 
@@ -59,7 +60,7 @@ func payloadLines(r *dlq.Record) []string {
 	left := len(data) - min(len(data), maxHex)
 	if isText(data) {
 		var laidOut []byte
-		laidOut, left = safe.Indent(data, maxPayload)
+		laidOut, left = jsontext.Indent(data, maxPayload)
 		text = safe.Block(string(laidOut))
 	} else {
 		text = strings.TrimRight(hex.Dump(data[:len(data)-left]), "\n")

@@ -18,6 +18,7 @@ import (
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
 	file "github.com/monotel/monotel/internal/draft"
+	"github.com/monotel/monotel/internal/jsontext"
 	"github.com/monotel/monotel/internal/safe"
 )
 
@@ -278,7 +279,7 @@ func (m *model) askEdit(payload []byte) {
 // compared is as much of a payload as is compared.
 func compared(payload []byte) []byte {
 	const most = 4 << 20
-	text, left := safe.Indent(payload, most)
+	text, left := jsontext.Indent(payload, most)
 	if left > 0 {
 		text = fmt.Appendf(bytes.Clone(text), "\n… %s more", bytesText(int64(left)))
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
 	"github.com/monotel/monotel/internal/safe"
+	"github.com/monotel/monotel/internal/shell"
 )
 
 const (
@@ -487,7 +488,7 @@ func (m *model) quit() tea.Cmd {
 		if m.replay != nil && m.replay.running {
 			return []string{
 				"Replay " + safe.Line(m.replay.id) + " is running: " + m.replay.summary() + ".",
-				"Quitting pauses it. To go on later: " + safe.Command("monotel dlq ops resume", []string{m.replay.id}),
+				"Quitting pauses it. To go on later: " + shell.Command("monotel dlq ops resume", []string{m.replay.id}),
 			}
 		}
 		if m.storing.what != "" {

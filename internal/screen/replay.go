@@ -12,6 +12,7 @@ import (
 
 	"github.com/monotel/monotel/dlq/triage"
 	"github.com/monotel/monotel/internal/safe"
+	"github.com/monotel/monotel/internal/shell"
 )
 
 // A replay is an operation that this screen has begun.
@@ -367,7 +368,7 @@ func (m *model) replayLines(width int) []string {
 	case r.running:
 		lines = append(lines, "It goes on when this is closed; o opens it again.")
 	case !r.ended():
-		lines = append(lines, "To go on elsewhere: "+safe.Command("monotel dlq ops resume", []string{r.id}))
+		lines = append(lines, "To go on elsewhere: "+shell.Command("monotel dlq ops resume", []string{r.id}))
 	}
 	return lines
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/monotel/monotel/dlq"
 	"github.com/monotel/monotel/dlq/triage"
 	"github.com/monotel/monotel/internal/safe"
+	"github.com/monotel/monotel/internal/shell"
 )
 
 // A Desk is what the screen needs of a [triage.Desk].
@@ -116,7 +117,7 @@ func (m *model) leave(err error) error {
 		}
 		if status == triage.StatusPaused || status == triage.StatusStopped {
 			_, _ = fmt.Fprintf(m.opt.Output, "Replay %s is %s. To go on: %s\n", safe.Line(r.id), status,
-				safe.Command("monotel dlq ops resume", []string{r.id}))
+				shell.Command("monotel dlq ops resume", []string{r.id}))
 		}
 	}
 	if d := m.draft; d != nil {

@@ -1,4 +1,6 @@
-package safe
+// Package jsontext lays out JSON for people, within bounds, and reads its tokens. The
+// text of a payload is hostile: nothing here uses more than a few times its size.
+package jsontext
 
 import (
 	"bytes"

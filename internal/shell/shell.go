@@ -1,4 +1,6 @@
-package safe
+// Package shell writes command lines that are suggested to a person, with names that
+// come from a server or a message.
+package shell
 
 import (
 	"fmt"
@@ -11,10 +13,10 @@ import (
 
 var plainWord = regexp.MustCompile(`^[a-zA-Z0-9_./:,@%+-][a-zA-Z0-9_./:,=@%+-]*$`)
 
-// Shell quotes a text as one word for a POSIX shell. Words without special
+// Quote quotes a text as one word for a POSIX shell. Words without special
 // characters stay as they are. What a terminal may obey or not show is written as $'\x1b',
 // which bash, zsh and ksh read.
-func Shell(word string) string {
+func Quote(word string) string {
 	switch {
 	case plainWord.MatchString(word):
 		return word
@@ -49,7 +51,7 @@ func Command(command string, names []string, flags ...string) string {
 	words := []string{command}
 	quoted := make([]string, len(names))
 	for i, n := range names {
-		quoted[i] = Shell(n)
+		quoted[i] = Quote(n)
 	}
 	if slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(n, "-") }) {
 		words = append(append(words, flags...), "--")
