@@ -29,8 +29,11 @@ const (
 	codeAccountExceeded   = 10002
 )
 
-// codeSequenceNotFound is that of the server for a message to delete that is gone.
-const codeSequenceNotFound = 10043
+// The server's codes for a message that it does not delete.
+const (
+	codeSequenceNotFound = 10043
+	codeDeleteFailed     = 10057
+)
 
 // IsFull reports whether the server refused a message because a limit of the
 // stream or the account is reached.
@@ -200,10 +203,17 @@ func (s *Store) deleteOne(ctx context.Context, sequence uint64) error {
 	if _, refused := errors.AsType[*refusedError](err); refused {
 		s.denied.Store(true) // the server logs each, and there may be many
 	}
-	if isAPIError(err, codeSequenceNotFound) {
+	if isGone(err) {
 		return nil
 	}
 	return err
+}
+
+// isGone reports whether a message was not deleted because it is gone. If another deletes
+// it at the same time, the server gives the code of any failure, and the reason as text.
+func isGone(err error) bool {
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	return ok && (api.ErrorCode == codeSequenceNotFound || api.ErrorCode == codeDeleteFailed && api.Description == "no message found")
 }
 
 // ChangeMessage is what [Store.Change] publishes for a change without a payload, and

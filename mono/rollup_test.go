@@ -28,9 +28,9 @@ func TestDeadLetters_rollupsOff(t *testing.T) {
 		{name: "off", edit: func(c *jetstream.StreamConfig) { c.AllowRollup = false }},
 		{
 			name: "kept by the server", edit: func(c *jetstream.StreamConfig) { c.AllowMsgTTL, c.SubjectDeleteMarkerTTL = true, 1e9 },
-			said: "cannot be turned off", on: true,
+			said: "not turned off", on: true,
 		},
-		{name: "no permission to update", denied: []string{"$JS.API.STREAM.UPDATE.DLQ"}, said: "cannot be turned off", on: true},
+		{name: "no permission to update", denied: []string{"$JS.API.STREAM.UPDATE.DLQ"}, said: "not turned off", on: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
