@@ -344,7 +344,7 @@ func (c *streamConsumer) read(h *heldMessage) (m *Msg, gone bool, err error) {
 // look finds out whether the consumer stands still: everything that the server may
 // have unacknowledged is held, here or in other instances.
 func (h *heldMessages) look() {
-	limit := h.c.server.MaxAckPending
+	limit := h.c.cfg.Consumer.MaxAckPending
 	if limit <= 0 {
 		return
 	}

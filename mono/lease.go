@@ -85,14 +85,14 @@ func (p *puller) heard(now time.Duration) (trusted bool) {
 
 // silence is how long nothing may come while something is asked for.
 func (p *puller) silence() time.Duration {
-	return max(p.c.server.AckWait/leaseTicks, 2*p.heartbeat) //nolint:mnd // two heartbeats
+	return max(p.c.cfg.Consumer.AckWait/leaseTicks, 2*p.heartbeat) //nolint:mnd // two heartbeats
 }
 
 // stoodStill reports whether this process was stopped for a while, until now: run looks
 // after leases each third of AckWait.
 func (p *puller) stoodStill(now time.Duration) bool {
 	ticked := time.Duration(p.ticked.Load())
-	return ticked != 0 && now-ticked > p.c.server.AckWait/leaseTicks+p.silence()
+	return ticked != 0 && now-ticked > p.c.cfg.Consumer.AckWait/leaseTicks+p.silence()
 }
 
 // What trustAfter is while nothing is trusted.
@@ -166,7 +166,9 @@ func (p *puller) askForAnswer() {
 func (p *puller) asksFirst() bool { return p.trustAfter.Load() >= trustNone }
 
 // leaseEnded reports whether another instance may have the message.
-func (c *streamConsumer) leaseEnded(m *Msg) bool { return m.lease.ended(uptime(), c.server.AckWait) }
+func (c *streamConsumer) leaseEnded(m *Msg) bool {
+	return m.lease.ended(uptime(), c.cfg.Consumer.AckWait)
+}
 
 // ownBatch returns the messages of a batch that are surely still this consumer's. No
 // handler begins with the others: they are delivered again, here or elsewhere.
@@ -228,7 +230,7 @@ func (p *puller) expectEchoes() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.echoes = maps.Clone(p.inHand)
-	p.echoesUntil = uptime() + max(atLeast, 2*p.c.server.AckWait)
+	p.echoesUntil = uptime() + max(atLeast, 2*p.c.cfg.Consumer.AckWait)
 }
 
 // endLeases trusts no lease of what is here any more.
@@ -310,7 +312,7 @@ func (p *puller) confirm(last *delivery, due []*delivery, sent, limit time.Durat
 	}
 	confirmed := uptime()
 	for _, d := range due {
-		d.lease.extend(sent, confirmed, p.c.server.AckWait)
+		d.lease.extend(sent, confirmed, p.c.cfg.Consumer.AckWait)
 	}
 }
 
@@ -322,7 +324,7 @@ func (c *streamConsumer) renew(ctx context.Context, m *Msg) error {
 	_, err := c.rt.nc.RequestWithContext(ctx, m.reply, wireProgress)
 	c.tel.Extended(err)
 	if err == nil {
-		m.lease.extend(sent, uptime(), c.server.AckWait)
+		m.lease.extend(sent, uptime(), c.cfg.Consumer.AckWait)
 	}
 	return err
 }
@@ -334,7 +336,7 @@ func (c *streamConsumer) inProgress(m *Msg) error {
 	c.tel.Extended(err)
 	// While there is no connection it waits here, and so does the lease's end.
 	if err == nil && c.rt.nc.IsConnected() {
-		m.lease.extend(now, now, c.server.AckWait)
+		m.lease.extend(now, now, c.cfg.Consumer.AckWait)
 	}
 	return err
 }

@@ -156,7 +156,7 @@ func (c *streamConsumer) decidedBefore(m *Msg) *settlement {
 	switch {
 	case known != nil && known.verdict != nil && (endedHere || known.verdict.resolved):
 		return new(known.verdict.settlement())
-	case endedHere && known.left && c.attemptOf(m) > leftReserve && c.retry.last(c.attemptOf(m)-leftReserve):
+	case endedHere && known.left && c.attemptOf(m) > leftReserve && c.cfg.Retry.last(c.attemptOf(m)-leftReserve):
 		return &settlement{kind: settleDead, verdict: verdict{
 			reason: dlq.ReasonAttemptsExhausted, text: "the handler returned nil and left the message unsettled",
 		}}

@@ -227,7 +227,7 @@ func (r *run) change(ctx context.Context, c streamChange) error {
 // provisionConsumer creates a durable consumer, or brings the settings of an
 // existing one up to date, which its position survives.
 func (r *run) provisionConsumer(ctx context.Context, stream jetstream.Stream, reg *streamRegistration) error {
-	want := reg.serverConfig()
+	want := reg.cfg.Consumer
 	cons, err := stream.Consumer(ctx, want.Durable)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		if err := r.keepOldReplays(ctx, stream, &want); err != nil {

@@ -103,10 +103,10 @@ func (p *puller) init(c *streamConsumer, durable string) {
 	p.lost = p.recreate
 	p.most = max(leastAhead, aheadCalls*c.cfg.Concurrency*c.cfg.Fetch.BatchSize)
 	p.expires = c.cfg.Fetch.IdleTimeout
-	if limit := c.server.MaxRequestExpires; limit > 0 {
+	if limit := c.cfg.Consumer.MaxRequestExpires; limit > 0 {
 		p.expires = min(p.expires, limit)
 	}
-	p.heartbeat = min(p.expires/2, maxHeartbeat, max(c.server.AckWait/heartbeatsInLease, minHeartbeat))
+	p.heartbeat = min(p.expires/2, maxHeartbeat, max(c.cfg.Consumer.AckWait/heartbeatsInLease, minHeartbeat))
 	p.drained = make(chan struct{})
 	p.stopRun = make(chan struct{})
 	p.runDone = make(chan struct{})
@@ -313,7 +313,7 @@ func (p *puller) pull() {
 			p.c.report(slog.LevelWarn, "pull request not sent", nil, err)
 			return
 		}
-		if p.c.server.MaxRequestBatch <= 0 {
+		if p.c.cfg.Consumer.MaxRequestBatch <= 0 {
 			return // it is all
 		}
 	}
@@ -336,10 +336,10 @@ func (p *puller) room(begun bool) (n, size int) {
 	}
 	largest := p.largest()
 	size = max(c.cfg.Fetch.MaxBytes, largest) - p.inHandBytes - p.outstandingBytes
-	if limit := c.server.MaxRequestMaxBytes; limit > 0 {
+	if limit := c.cfg.Consumer.MaxRequestMaxBytes; limit > 0 {
 		size = min(size, limit)
 	}
-	if limit := c.server.MaxRequestBatch; limit > 0 && n > limit {
+	if limit := c.cfg.Consumer.MaxRequestBatch; limit > 0 && n > limit {
 		size = size / n * limit // the other requests want some, too
 		n = limit
 		size = max(size, largest)
@@ -356,7 +356,7 @@ func (p *puller) room(begun bool) (n, size int) {
 // largest is how many bytes a request must ask for to get any message at all.
 func (p *puller) largest() int {
 	largest := int(min(p.c.rt.nc.MaxPayload(), math.MaxInt32)) + subjectsSize
-	if limit := p.c.server.MaxRequestMaxBytes; limit > 0 {
+	if limit := p.c.cfg.Consumer.MaxRequestMaxBytes; limit > 0 {
 		largest = min(largest, limit)
 	}
 	return largest
@@ -419,7 +419,7 @@ func (p *puller) run() {
 	defer close(p.runDone)
 	// A lease is extended when a third of it has passed, and looked at as often:
 	// two chances are left when a message to the server is lost.
-	lease := p.c.server.AckWait / leaseTicks
+	lease := p.c.cfg.Consumer.AckWait / leaseTicks
 	leases := time.NewTicker(lease)
 	defer leases.Stop()
 	watchdog := time.NewTicker(2*p.heartbeat + time.Second)
@@ -435,7 +435,7 @@ func (p *puller) run() {
 			return
 		case <-leases.C:
 			now := uptime()
-			if now-last > p.c.server.AckWait { // this process was stopped for a while
+			if now-last > p.c.cfg.Consumer.AckWait { // this process was stopped for a while
 				p.expectEchoes()
 			}
 			if p.stoodStill(now) {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -78,17 +79,9 @@ type coreRegistration struct {
 
 type streamRegistration struct {
 	info    Consumer
-	cfg     StreamConsumerConfig
+	cfg     StreamConsumerConfig // complete: its Consumer is what the server is asked for
 	handler EventStreamConsumerHandler
-}
-
-// serverConfig is what the server is asked for.
-func (r *streamRegistration) serverConfig() ConsumerConfig {
-	c := r.cfg.Consumer
-	c.Name, c.Durable = r.info.Durable, r.info.Durable
-	c.AckPolicy = jetstream.AckExplicitPolicy
-	c.FilterSubject = r.info.Event.Subject
-	return c
+	woken   atomic.Bool // the janitor is to look whether the durable for replays exists
 }
 
 type registry struct {
@@ -229,13 +222,16 @@ func (r *registry) RegisterEventStreamConsumer(event BaseEventDefinition, config
 		return fail(err)
 	}
 	info.Stream, info.Durable = config.Stream.Name, config.Consumer.Durable
+	config.Consumer.Name = info.Durable
+	config.Consumer.AckPolicy = jetstream.AckExplicitPolicy
+	config.Consumer.FilterSubject = event.Subject
 	for _, o := range r.streams {
 		if o.info.Stream == info.Stream && o.info.Durable == info.Durable {
 			return fail(fmt.Errorf("%w: durable consumer %q of stream %q belongs to module %q for event %s; set Consumer.Durable",
 				ErrDuplicate, info.Durable, info.Stream, o.info.Module, o.info.Event))
 		}
 	}
-	r.streams = append(r.streams, &streamRegistration{info, config, handler})
+	r.streams = append(r.streams, &streamRegistration{info: info, cfg: config, handler: handler})
 	return nil
 }
 

@@ -1,11 +1,13 @@
 package mono
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,7 +26,6 @@ import (
 // puller.
 type replayIntake struct {
 	pull    atomic.Pointer[puller]
-	woken   *atomic.Bool             // the janitor is to look whether the durable exists
 	created atomic.Int64             // when the durable was made, Unix time in nanoseconds; 0: there was none
 	last    atomic.Pointer[delivery] // that something was sent for
 
@@ -34,9 +35,9 @@ type replayIntake struct {
 
 // replayState is what a run knows of replays on the server.
 type replayState struct {
-	wake  chan struct{}           // a consumer is woken
-	woken map[string]*atomic.Bool // by wake subject; not changed after the start
-	next  int                     // where the next look at woken consumers begins
+	wake   chan struct{}         // a consumer is woken
+	byWake []*streamRegistration // sorted by wake subject; not changed after the start
+	next   int                   // where the next look at woken consumers begins
 
 	// Guarded by topologyMu.
 	subjects map[string][]string     // of each stream, when streams were listed last
@@ -64,13 +65,16 @@ func (r *run) startWakes() error {
 		return nil
 	}
 	r.replays.wake = make(chan struct{}, 1)
-	r.replays.woken = make(map[string]*atomic.Bool, len(r.streamRegs))
-	for _, reg := range r.streamRegs {
-		r.replays.woken[dlq.WakeSubject(reg.info.Stream, reg.info.Durable)] = new(atomic.Bool)
-	}
+	// A map by subject would take many times the memory. Subjects come seldom.
+	r.replays.byWake = slices.SortedFunc(slices.Values(r.streamRegs), func(a, b *streamRegistration) int {
+		return cmp.Compare(a.wakeSubject(), b.wakeSubject())
+	})
 	_, err := r.nc.Subscribe(dlq.WakeSubjects, func(nm *nats.Msg) {
-		if woken := r.replays.woken[nm.Subject]; woken != nil {
-			woken.Store(true)
+		i, found := slices.BinarySearchFunc(r.replays.byWake, nm.Subject, func(reg *streamRegistration, s string) int {
+			return cmp.Compare(reg.wakeSubject(), s)
+		})
+		if found {
+			r.replays.byWake[i].woken.Store(true)
 			notify(r.replays.wake)
 		}
 	})
@@ -78,6 +82,10 @@ func (r *run) startWakes() error {
 		return fmt.Errorf("subscribe to %q: %w", dlq.WakeSubjects, err)
 	}
 	return nil
+}
+
+func (r *streamRegistration) wakeSubject() string {
+	return dlq.WakeSubject(r.info.Stream, r.info.Durable)
 }
 
 // provisionReplays prepares a consumer for what is replayed to it, if anything ever
@@ -150,7 +158,6 @@ func (r *run) runningConsumer(i Consumer) *streamConsumer {
 
 // startReplays begins to fetch replays if the durable for them was found.
 func (c *streamConsumer) startReplays() {
-	c.replays.woken = c.rt.replays.woken[dlq.WakeSubject(c.info.Stream, c.info.Durable)]
 	c.rt.topologyMu.Lock()
 	created, found := c.rt.replays.made[[2]string{c.info.Stream, c.info.Durable}]
 	c.rt.topologyMu.Unlock()
@@ -207,7 +214,7 @@ func (r *replayIntake) fetching() bool {
 
 // wakeReplays has the janitor look for the durable for replays.
 func (c *streamConsumer) wakeReplays() {
-	c.replays.woken.Store(true)
+	c.woken.Store(true)
 	notify(c.rt.replays.wake)
 }
 
@@ -291,8 +298,8 @@ func (r *run) lookAtWoken(ctx context.Context) time.Duration {
 	looked := 0
 	for range r.streams {
 		c := r.streams[r.replays.next%len(r.streams)]
-		if !c.replays.woken.Load() || c.replays.fetching() {
-			c.replays.woken.Store(false)
+		if !c.woken.Load() || c.replays.fetching() {
+			c.woken.Store(false)
 			r.replays.next++
 			continue
 		}
@@ -302,7 +309,7 @@ func (r *run) lookAtWoken(ctx context.Context) time.Duration {
 		}
 		looked++
 		r.replays.next++
-		c.replays.woken.Store(false)
+		c.woken.Store(false)
 		if err := r.lookForReplays(ctx, c); err != nil && ctx.Err() == nil {
 			c.report(slog.LevelWarn, "replays are not fetched yet; will try again", nil, err)
 			c.wakeReplays()

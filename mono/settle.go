@@ -57,17 +57,17 @@ func (c *streamConsumer) settle(m *Msg, s settlement) error {
 	case settleAck:
 		return c.ack(m)
 	case settleNak:
-		if c.retry.last(attempt) {
+		if c.cfg.Retry.last(attempt) {
 			return c.deadLetter(m, nakOnLast)
 		}
 		if attempt > 1 {
-			return c.nak(m, c.retry.delay(attempt), nil)
+			return c.nak(m, c.cfg.Retry.delay(attempt), nil)
 		}
 		return c.nak(m, 0, nil)
 	case settleBack:
 		return c.nak(m, handBackDelay, ErrStopped)
 	case settleNakDelay:
-		if c.retry.last(attempt) {
+		if c.cfg.Retry.last(attempt) {
 			return c.deadLetter(m, nakOnLast)
 		}
 		return c.nak(m, s.delay, nil)
@@ -108,12 +108,12 @@ func (c *streamConsumer) settleError(m *Msg, err error) error {
 		return c.deadLetter(m, verdict{reason: dlq.ReasonUndecodable, text: err.Error(), cause: err})
 	case IsPermanent(err):
 		return c.deadLetter(m, verdict{reason: dlq.ReasonPermanentError, text: err.Error(), cause: err})
-	case c.retry.last(attempt) && panicked:
+	case c.cfg.Retry.last(attempt) && panicked:
 		return c.deadLetter(m, verdict{reason: dlq.ReasonPanic, text: err.Error(), cause: err})
-	case c.retry.last(attempt):
+	case c.cfg.Retry.last(attempt):
 		return c.deadLetter(m, verdict{reason: dlq.ReasonAttemptsExhausted, text: err.Error(), cause: err})
 	}
-	delay := c.retry.delay(attempt)
+	delay := c.cfg.Retry.delay(attempt)
 	if after, ok := errors.AsType[*retryAfterError](err); ok {
 		delay = after.delay
 	}

@@ -144,7 +144,7 @@ func TestSourceNote_wire(t *testing.T) {
 
 // offline is a consumer that finds no server to ask.
 func offline() *streamConsumer {
-	c := &streamConsumer{info: Consumer{Stream: "S", Durable: "d"}}
+	c := &streamConsumer{streamRegistration: &streamRegistration{info: Consumer{Stream: "S", Durable: "d"}}}
 	c.created.Store(&time.Time{})
 	c.repeats.pause = 1 << 62
 	c.repeats.stopped = true

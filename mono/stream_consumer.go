@@ -207,11 +207,9 @@ func (c StreamConsumerConfig) validate() error {
 // A streamConsumer runs one durable consumer. The pull half is in pull.go, the
 // settlements in settle.go.
 type streamConsumer struct {
+	*streamRegistration
+
 	rt     *run
-	info   Consumer
-	cfg    *StreamConsumerConfig // the registration's
-	server ConsumerConfig        // what the server is asked for
-	retry  RetryPolicy
 	tel    *messaging.Consumer
 	handle HandleFunc
 	work   context.Context //nolint:containedctx // ends when Stop runs out of time
@@ -229,7 +227,7 @@ type streamConsumer struct {
 	workers sync.WaitGroup
 	busy    atomic.Int32 // workers that have a batch
 	pace    pace
-	gate    gate
+	gate    *gate         // nil: there is one worker
 	ending  chan struct{} // closed when Stop begins
 	limiter logLimiter
 	last    atomic.Pointer[delivery] // that something was sent for
@@ -240,13 +238,11 @@ type streamConsumer struct {
 
 func newStreamConsumer(rt *run, r *streamRegistration, mw []Middleware) *streamConsumer {
 	c := &streamConsumer{
-		rt:     rt,
-		info:   r.info,
-		cfg:    &r.cfg,
-		server: r.serverConfig(),
-		retry:  r.cfg.Retry,
-		tel:    rt.tel.Consumer(messaging.Route{Template: r.info.Event.Subject, Group: r.info.Durable, Stream: r.info.Stream}),
-		work:   messaging.Bare(rt.work),
+		streamRegistration: r,
+
+		rt:   rt,
+		tel:  rt.tel.Consumer(messaging.Route{Template: r.info.Event.Subject, Group: r.info.Durable, Stream: r.info.Stream}),
+		work: messaging.Bare(rt.work),
 	}
 	rt.topologyMu.Lock() // a publish may find that a stream is gone, and have it made again
 	created := rt.created[r.info.Stream]
@@ -258,7 +254,7 @@ func newStreamConsumer(rt *run, r *streamRegistration, mw []Middleware) *streamC
 	c.handle = chainHandle(mw, r.info, HandleFunc(r.handler))
 	c.pull.init(c, r.info.Durable)
 	c.queue.init()
-	c.gate.init(c.cfg.Concurrency)
+	c.gate = newGate(c.cfg.Concurrency)
 	c.ending = make(chan struct{})
 	c.held.c = c
 	c.history.prior = &c.prior

@@ -33,7 +33,7 @@ var errMarksPaused = errors.New("marks could not be stored a moment ago")
 // batchLimit is how many messages may be handled together with one at an attempt,
 // itself included.
 func (c *streamConsumer) batchLimit(attempt uint64) int {
-	if c.retry.last(attempt) {
+	if c.cfg.Retry.last(attempt) {
 		return 1
 	}
 	const most = 30
@@ -43,7 +43,7 @@ func (c *streamConsumer) batchLimit(attempt uint64) int {
 // usedUp reports whether a message has had all of its attempts.
 func (c *streamConsumer) usedUp(m *Msg) bool {
 	attempt := c.attemptOf(m)
-	return c.rt.dead != nil && attempt > 1 && c.retry.last(attempt-1)
+	return c.rt.dead != nil && attempt > 1 && c.cfg.Retry.last(attempt-1)
 }
 
 // handleMarked hands over a message whose attempts are used up.
@@ -128,9 +128,8 @@ func (c *streamConsumer) flush() {
 
 // A gate lets one message be handled while no other is. It is like an RWMutex, with two
 // differences: neither side waits for longer than aloneTimeout, and both give up when
-// the consumer stops.
+// the consumer stops. One worker needs none: a nil gate is open to it.
 type gate struct {
-	single  bool // there is one worker
 	mu      sync.Mutex
 	changed chan struct{} // closed, and made again, when alone or running changes
 	running int
@@ -138,12 +137,17 @@ type gate struct {
 	since   time.Time // when alone became true
 }
 
-func (g *gate) init(workers int) { g.single, g.changed = workers == 1, make(chan struct{}) }
+func newGate(workers int) *gate {
+	if workers == 1 {
+		return nil
+	}
+	return &gate{changed: make(chan struct{})}
+}
 
 // enter waits while a message is handled alone, up to aloneTimeout. It returns false if
 // the consumer stops.
 func (g *gate) enter(ending <-chan struct{}) bool {
-	if g.single {
+	if g == nil {
 		return true
 	}
 	g.mu.Lock()
@@ -165,7 +169,7 @@ func (g *gate) enter(ending <-chan struct{}) bool {
 }
 
 func (g *gate) leave() {
-	if g.single {
+	if g == nil {
 		return
 	}
 	g.mu.Lock()
@@ -179,6 +183,9 @@ func (g *gate) leave() {
 // enterAlone keeps others from entering, and waits for those that have: up to
 // aloneTimeout, as one of them may hang.
 func (g *gate) enterAlone(ending <-chan struct{}) bool {
+	if g == nil {
+		return true
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for g.alone {
@@ -207,6 +214,9 @@ func (g *gate) enterAlone(ending <-chan struct{}) bool {
 }
 
 func (g *gate) leaveAlone() {
+	if g == nil {
+		return
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.alone = false

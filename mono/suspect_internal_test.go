@@ -8,12 +8,15 @@ import (
 	"github.com/monotel/monotel/dlq"
 )
 
+func configured(cfg StreamConsumerConfig) *streamConsumer {
+	return &streamConsumer{streamRegistration: &streamRegistration{cfg: cfg}}
+}
+
 // While one message is handled alone no other is, and both wait for each other.
 func TestGate_alone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var g gate
-		g.init(4)
+		g := newGate(4)
 		ending := make(chan struct{})
 		for range 2 {
 			if !g.enter(ending) {
@@ -58,8 +61,7 @@ func TestGate_alone(t *testing.T) {
 func TestGate_givesUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var g gate
-		g.init(2)
+		g := newGate(2)
 		ending := make(chan struct{})
 		g.enter(ending) // and hangs
 		begin := time.Now()
@@ -92,8 +94,7 @@ func TestBatchLimit(t *testing.T) {
 		{batch: 10, attempts: 1, want: []int{1, 1}},
 		{batch: 1, attempts: 5, want: []int{1, 1, 1}},
 	} {
-		cfg := StreamConsumerConfig{Fetch: FetchConfig{BatchSize: tt.batch}}
-		c := &streamConsumer{cfg: &cfg, retry: RetryPolicy{MaxAttempts: tt.attempts}}
+		c := configured(StreamConsumerConfig{Fetch: FetchConfig{BatchSize: tt.batch}, Retry: RetryPolicy{MaxAttempts: tt.attempts}})
 		for i, want := range tt.want {
 			if got := c.batchLimit(uint64(i + 1)); got != want {
 				t.Errorf("batches of %d, %d attempts: %d together at attempt %d, want %d", tt.batch, tt.attempts, got, i+1, want)
@@ -184,7 +185,7 @@ func TestPuller_supersedes(t *testing.T) {
 // What was decided at one attempt does not decide a later one that has ended otherwise.
 func TestHistory_laterAttempt(t *testing.T) {
 	t.Parallel()
-	c := &streamConsumer{retry: RetryPolicy{MaxAttempts: 20}}
+	c := configured(StreamConsumerConfig{Retry: RetryPolicy{MaxAttempts: 20}})
 	c.history.prior = &c.prior
 	at := func(attempt uint32) *Msg {
 		m := attemptAt(attempt)
@@ -208,8 +209,7 @@ func TestHistory_laterAttempt(t *testing.T) {
 // decided before.
 func TestPuller_silent(t *testing.T) {
 	t.Parallel()
-	cfg := StreamConsumerConfig{}.withDefaults()
-	c := &streamConsumer{cfg: &cfg}
+	c := configured(StreamConsumerConfig{}.withDefaults())
 	p := &c.pull
 	p.c = c
 	p.ended = true // it cannot ask
