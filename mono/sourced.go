@@ -190,26 +190,36 @@ type workedOn struct {
 	sum      uint32
 }
 
-// withoutRepeats settles the repeats of a batch and returns the other messages.
+// withoutRepeats settles the repeats of a batch and returns the other messages. When the
+// consumer stops it hands back what may be a repeat.
 func (c *streamConsumer) withoutRepeats(batch []*Msg) []*Msg {
-	var rest []*Msg // nil: the same as batch
+	var rest, back []*Msg // rest is nil: the same as batch
 	var now time.Duration
 	for i, m := range batch {
 		ref, ok := sourceOf(m)
 		if ok && now == 0 {
 			now = uptime()
 		}
-		if ok && c.isRepeatAtLast(m, ref, now) {
-			if rest == nil {
-				rest = append(make([]*Msg, 0, len(batch)), batch[:i]...)
+		var repeat, stops bool
+		if ok {
+			repeat, stops = c.isRepeatAtLast(m, ref, now)
+		}
+		if !repeat && !stops {
+			if rest != nil {
+				rest = append(rest, m)
 			}
-			c.dropRepeat(m, ref)
 			continue
 		}
-		if rest != nil {
-			rest = append(rest, m)
+		if rest == nil {
+			rest = append(make([]*Msg, 0, len(batch)), batch[:i]...)
+		}
+		if repeat {
+			c.dropRepeat(m, ref)
+		} else {
+			back = append(back, m)
 		}
 	}
+	c.handBack(back)
 	if rest == nil {
 		return batch
 	}
@@ -227,23 +237,23 @@ func (c *streamConsumer) dropRepeat(m *Msg, ref sourceRef) {
 
 // isRepeatAtLast is isRepeat. While the server does not say whether the stream is still the
 // one in which m was finished, m waits here, its lease kept; after lookUpPatience it is
-// taken for new.
-func (c *streamConsumer) isRepeatAtLast(m *Msg, ref sourceRef, now time.Duration) bool {
+// taken for new. stops says that the consumer stops before that is known.
+func (c *streamConsumer) isRepeatAtLast(m *Msg, ref sourceRef, now time.Duration) (repeat, stops bool) {
 	r := &c.repeats
 	for {
 		wait := r.unsure.Load() == 0 || uptime()-time.Duration(r.unsure.Load()) < lookUpPatience
 		repeat, sure := c.isRepeat(m, ref, now, wait)
 		if sure {
 			r.unsure.Store(0)
-			return repeat
+			return repeat, false
 		}
 		if !wait {
-			return false
+			return false, false
 		}
 		r.unsure.CompareAndSwap(0, int64(uptime()))
 		select {
 		case <-c.ending:
-			return false
+			return false, true
 		case <-time.After(lookUpPause):
 		}
 	}

@@ -234,6 +234,34 @@ func TestRepeats_follow(t *testing.T) {
 	}
 }
 
+// A known repeat that the server does not confirm is no new message when the consumer
+// stops.
+func TestRepeats_stop(t *testing.T) {
+	t.Parallel()
+	_, js := startServer(t)
+	c := offline()
+	c.rt = &run{nc: js.Conn()}
+	c.ending = make(chan struct{})
+	close(c.ending)
+	for _, tt := range []struct {
+		name string
+		m    *Msg
+		want bool
+	}{
+		{"a repeat", sourced(7, 9), true},
+		{"another message", sourced(70, 10), false},
+		{"the finished one itself", sourced(7, 8), false},
+	} {
+		c.withoutRepeats([]*Msg{sourced(7, 8)})
+		c.finished(sourced(7, 8))
+		ref, _ := sourceOf(tt.m)
+		repeat, stops := c.isRepeatAtLast(tt.m, ref, uptime())
+		if repeat || stops != tt.want {
+			t.Errorf("%s: a repeat for sure %v, handed back %v, want false and %v", tt.name, repeat, stops, tt.want)
+		}
+	}
+}
+
 func FuzzDecodeNote(f *testing.F) {
 	var n sourceNote
 	n.add(5, 6, 7)
