@@ -165,12 +165,14 @@ func (h *heldMessages) leases(due []*delivery, now, age time.Duration) []*delive
 	return due
 }
 
-// endLeases trusts no lease of what is held any more.
-func (h *heldMessages) endLeases() {
+// endLeases trusts no lease any more of what is held and came through p.
+func (h *heldMessages) endLeases(p *puller) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, m := range h.all {
-		m.lease.end()
+		if h.c.pullerOf(m.delivery) == p {
+			m.lease.end()
+		}
 	}
 }
 

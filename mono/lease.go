@@ -275,7 +275,7 @@ func (p *puller) extendLeases(now, interval time.Duration) {
 
 // durable tells the two durables of a consumer apart.
 func (d *delivery) durable() string {
-	if d.replay != nil && !d.replay.Old {
+	if d.isOfReplays() {
 		return "replays"
 	}
 	return "events"

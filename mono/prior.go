@@ -133,15 +133,13 @@ func (c *streamConsumer) sift(batch []*Msg) []*Msg {
 	return rest
 }
 
-// loseState is called when the server may have lost its state: other instances may have
-// what is here.
-func (c *streamConsumer) loseState() {
-	c.prior.reset()
-	c.pull.endLeases()
-	if p := c.replays.pull.Load(); p != nil {
-		p.endLeases()
-	}
-	c.held.endLeases()
+// loseState is called when the server may have lost its state of the durable: other
+// instances may have what is here of it. It says nothing of the consumer's other durable,
+// whose messages stay: the durable for replays has no leader while it is being made.
+func (p *puller) loseState() {
+	p.c.prior.reset()
+	p.endLeases()
+	p.c.held.endLeases(p)
 }
 
 // decidedBefore returns what is to be done with a message that has just arrived

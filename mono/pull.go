@@ -162,7 +162,7 @@ func (p *puller) receive(nm *nats.Msg) {
 	trusted = trusted && !late
 	if lost {
 		p.mu.Unlock()
-		p.c.loseState()
+		p.loseState()
 		if late { // it may be long until the server has counted up to there
 			p.distrust()
 		}
@@ -260,14 +260,14 @@ func (p *puller) notice(status string, h Header) {
 	case status == conflict && text == "Batch Completed":
 		p.pull()
 	case status == noResponders || status == conflict && text == "Consumer Deleted":
-		p.c.loseState()
+		p.loseState()
 		notify(p.gone)
 	case status == conflict && text == "Server Shutdown":
 		// If it is the server that we are connected to, the reconnect asks again,
 		// and nothing before that would do. If not, the watchdog asks.
-		p.c.loseState()
+		p.loseState()
 	case status == conflict && text == "Leadership Change":
-		p.c.loseState()
+		p.loseState()
 		notify(p.retry)
 	default:
 		err := fmt.Errorf("pull request refused: %s %s", status, oneLine(text))

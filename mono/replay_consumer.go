@@ -274,11 +274,22 @@ func (c *streamConsumer) health() error {
 
 // lastOf is where the last delivery is kept that was answered to d's durable.
 func (c *streamConsumer) lastOf(d *delivery) *atomic.Pointer[delivery] {
-	if d.replay != nil && !d.replay.Old {
+	if d.isOfReplays() {
 		return &c.replays.last
 	}
 	return &c.last
 }
+
+// pullerOf returns what a delivery came through.
+func (c *streamConsumer) pullerOf(d *delivery) *puller {
+	if d.isOfReplays() {
+		return c.replays.pull.Load()
+	}
+	return &c.pull
+}
+
+// isOfReplays reports whether a delivery is of the durable for replays.
+func (d *delivery) isOfReplays() bool { return d.replay != nil && !d.replay.Old }
 
 // maybeSettled reports whether m is a replay that may have its outcome although it is
 // delivered for the first time: the durable that delivered it before was deleted, or a

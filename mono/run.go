@@ -274,7 +274,10 @@ func (r *run) resume() {
 	// one before may be the one that led the consumers, and be gone.
 	for _, c := range r.streams {
 		if !sameServer {
-			c.loseState()
+			c.pull.loseState()
+			if p := c.replays.pull.Load(); p != nil {
+				p.loseState()
+			}
 		}
 		c.pull.expectEchoes()
 		c.pull.reset()

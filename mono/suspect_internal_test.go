@@ -1,6 +1,7 @@
 package mono
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -202,6 +203,47 @@ func TestHistory_laterAttempt(t *testing.T) {
 	c.history.note(at(5), func(k *remembered) { k.sure = true }) // nakked
 	if s := c.decidedBefore(at(6)); s != nil {
 		t.Errorf("attempt 6 is decided by the verdict of attempt 3: %s", s.verdict.reason)
+	}
+}
+
+// A durable that has no leader, as while it is being made, says nothing of the messages of
+// the other.
+func TestPuller_noLeader(t *testing.T) {
+	t.Parallel()
+	for _, status := range []string{"503", "409 Consumer Deleted", "409 Leadership Change", "409 Server Shutdown"} {
+		for _, replays := range []bool{false, true} {
+			c := configured(StreamConsumerConfig{}.withDefaults())
+			c.held.c = c
+			c.pull.c = c
+			r := &puller{c: c}
+			c.replays.pull.Store(r)
+			now := uptime()
+			at := func(seq uint64, replay *dlq.Replay) *Msg {
+				m := attemptAt(1)
+				m.consumer, m.replay, m.tel.Sequence = c, replay, seq
+				m.lease.begin(now, true)
+				return m
+			}
+			event, replay := at(1, nil), at(1, &dlq.Replay{})
+			c.pull.inHand, r.inHand = map[uint64]*Msg{1: event}, map[uint64]*Msg{1: replay}
+			heldEvent, heldReplay, heldOld := at(2, nil), at(3, &dlq.Replay{}), at(4, &dlq.Replay{Old: true})
+			c.held.all = make(map[uint64]*heldMessage)
+			for _, m := range []*Msg{heldEvent, heldReplay, heldOld} {
+				c.held.all[m.sequence()] = &heldMessage{Msg: m}
+			}
+			p := &c.pull
+			if replays {
+				p = r
+			}
+			code, text, _ := strings.Cut(status, " ")
+			p.notice(code, Header{"Description": {text}})
+			for name, m := range map[string]*Msg{"event": event, "replay": replay, "held event": heldEvent, "held replay": heldReplay, "held replay of an earlier version": heldOld} {
+				ofReplays := m == replay || m == heldReplay
+				if ended := m.lease.ended(now, time.Hour); ended != (ofReplays == replays) {
+					t.Errorf("%s to the durable for replays %v: the lease of the %s has ended: %v", status, replays, name, ended)
+				}
+			}
+		}
 	}
 }
 
