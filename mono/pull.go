@@ -70,7 +70,7 @@ type puller struct {
 	inHandBytes      int
 	silences         uint32          // after which nothing was trusted
 	ended            bool            // nothing is asked any more
-	lastSequence     uint64          // of the consumer, of what arrived last
+	order            deliveryOrder   // of what has arrived
 	echoes           map[uint64]*Msg // may come again although they were settled here, see expectEchoes
 	echoesUntil      time.Duration
 }
@@ -156,8 +156,10 @@ func (p *puller) receive(nm *nats.Msg) {
 	p.mu.Lock()
 	p.outstanding = max(p.outstanding-1, 0)
 	p.outstandingBytes = max(p.outstandingBytes-m.bytes(), 0)
-	lost := m.consumerSequence <= p.lastSequence // the server counts again
-	p.lastSequence = m.consumerSequence
+	lost, behind := p.order.note(m.consumerSequence)
+	if behind { // it may have begun to count again where other instances had the messages
+		p.c.prior.reset()
+	}
 	late := m.consumerSequence <= p.deliveredBefore.Load()
 	trusted = trusted && !late
 	if lost {
@@ -518,7 +520,7 @@ func (p *puller) forget() {
 		m.state.CompareAndSwap(stateOpen, stateGone)
 	}
 	clear(p.inHand)
-	p.inHandBytes, p.lastSequence = 0, 0
+	p.inHandBytes, p.order = 0, deliveryOrder{}
 	p.echoes = nil
 }
 
