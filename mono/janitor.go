@@ -171,20 +171,3 @@ func (j *janitor) purge(ctx context.Context, name string, upTo uint64) error {
 	}
 	return stream.Purge(ctx, jetstream.WithPurgeSequence(upTo+1))
 }
-
-// warnOldServer says what goes wrong with streams that source from others where
-// the server does not keep, nor tell, how far they are.
-func (r *run) warnOldServer(t *topology) {
-	const major, minor = 2, 15
-	if t == nil || !t.sources {
-		return
-	}
-	var a, b int
-	version := r.nc.ConnectedServerVersion()
-	if _, err := fmt.Sscanf(version, "%d.%d", &a, &b); err != nil || a > major || a == major && b >= minor {
-		return
-	}
-	r.log.LogAttrs(r.base, slog.LevelWarn, "several streams want the same event, which needs nats-server 2.15 or later: "+
-		"with this one, events may come twice after a restart of the server, and fan-out streams are not emptied and refuse when full",
-		slog.String("server_version", version), slog.Any("fan_out_streams", t.fanOuts))
-}
