@@ -14,6 +14,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/internal/jsapi"
 )
 
 // ErrEntryChanged reports an entry that somebody has changed since it was read.
@@ -22,26 +24,9 @@ var ErrEntryChanged = errors.New("the dead letter was changed meanwhile")
 // ErrStreamFull reports a dead-letter stream that takes no more.
 var ErrStreamFull = errors.New("the dead-letter stream is full")
 
-// Codes of the server for a stream or an account that is at a limit.
-const (
-	codeStreamStoreFailed = 10077 // maximum bytes or messages exceeded, with discard new
-	codeResourcesExceeded = 10023 // the server's store
-	codeAccountExceeded   = 10002
-)
-
-// The server's codes for a message that it does not delete.
-const (
-	codeSequenceNotFound = 10043
-	codeDeleteFailed     = 10057
-)
-
 // IsFull reports whether the server refused a message because a limit of the
 // stream or the account is reached.
-func IsFull(err error) bool {
-	api, ok := errors.AsType[*jetstream.APIError](err)
-	return ok && slices.Contains([]jetstream.ErrorCode{codeStreamStoreFailed, codeResourcesExceeded, codeAccountExceeded, codeNoRoom},
-		api.ErrorCode)
-}
+func IsFull(err error) bool { return jsapi.IsFull(err) }
 
 // SubjectOf is where an entry is stored.
 func (s *Store) SubjectOf(r *Record) string { return s.Subject(r.Stream, r.Consumer, r.ID) }
@@ -163,7 +148,7 @@ func (s *Store) deleteRead(ctx context.Context, e *Entry, sequences []uint64) (d
 // the entry that they make, nil if they are none.
 func (s *Store) beforeTrace(ctx context.Context, subject string) (e *Entry, before []uint64, err error) {
 	for from := uint64(1); ; {
-		m, err := s.next(ctx, s.cfg.StreamName(), subject, from)
+		m, err := s.api.Next(ctx, s.cfg.StreamName(), subject, from)
 		if m == nil || err != nil {
 			return nil, nil, err
 		}
@@ -199,21 +184,14 @@ func hasRead(h nats.Header, sequence uint64) bool {
 // deleteOne deletes a message of the dead-letter stream. One that is gone already is no
 // error.
 func (s *Store) deleteOne(ctx context.Context, sequence uint64) error {
-	err := s.deleteMsg(ctx, s.cfg.StreamName(), sequence)
-	if _, refused := errors.AsType[*refusedError](err); refused {
+	err := s.api.Delete(ctx, s.cfg.StreamName(), sequence)
+	if _, refused := errors.AsType[*jsapi.RefusedError](err); refused {
 		s.denied.Store(true) // the server logs each, and there may be many
 	}
-	if isGone(err) {
+	if jsapi.IsGone(err) {
 		return nil
 	}
 	return err
-}
-
-// isGone reports whether a message was not deleted because it is gone. If another deletes
-// it at the same time, the server gives the code of any failure, and the reason as text.
-func isGone(err error) bool {
-	api, ok := errors.AsType[*jetstream.APIError](err)
-	return ok && (api.ErrorCode == codeSequenceNotFound || api.ErrorCode == codeDeleteFailed && api.Description == "no message found")
 }
 
 // ChangeMessage is what [Store.Change] publishes for a change without a payload, and
@@ -241,9 +219,8 @@ func (s *Store) unchangedSince(last uint64) []jetstream.PublishOpt {
 
 func (s *Store) publishChange(ctx context.Context, msg *nats.Msg, last uint64) (*jetstream.PubAck, error) {
 	ack, err := s.js.PublishMsg(ctx, msg, s.unchangedSince(last)...)
-	api, ok := errors.AsType[*jetstream.APIError](err)
 	switch {
-	case ok && api.ErrorCode == codeWrongLastSequence:
+	case jsapi.Is(err, jsapi.CodeWrongLastSequence):
 		return nil, ErrEntryChanged
 	case IsFull(err):
 		return nil, fmt.Errorf("%w: %w", ErrStreamFull, err)
@@ -257,7 +234,7 @@ func (s *Store) publishChange(ctx context.Context, msg *nats.Msg, last uint64) (
 // which makes another try, with more. full is why the trace was refused.
 func (s *Store) discardFromFull(ctx context.Context, msg *nats.Msg, e *Entry, full error) (ack *jetstream.PubAck, err error) {
 	const tries = 8
-	if api, ok := errors.AsType[*jetstream.APIError](full); ok && api.ErrorCode != codeStreamStoreFailed {
+	if api, ok := errors.AsType[*jetstream.APIError](full); ok && api.ErrorCode != jsapi.CodeStoreFailed {
 		return nil, fmt.Errorf("%w: nothing was discarded, since what stays of it has no room in the account or on its server: make room there, "+
 			"such as by purging another stream, or %s", full, s.withoutTrace(e))
 	}
@@ -350,7 +327,7 @@ func (s *Store) readRoom(ctx context.Context) (*room, error) {
 			Msgs  int64 `json:"messages"`
 		} `json:"state"`
 	}
-	if err := s.api(ctx, opStreamInfo, s.cfg.StreamName(), none{}, &resp); err != nil {
+	if err := s.api.Request(ctx, jsapi.OpStreamInfo, s.cfg.StreamName(), jsapi.None{}, &resp); err != nil {
 		return nil, err
 	}
 	r := &room{config: resp.Config, bytes: resp.State.Bytes, msgs: resp.State.Msgs}
@@ -398,8 +375,8 @@ func (s *Store) updateStream(ctx context.Context, r *room, fields map[string]any
 		}
 		config[key] = raw
 	}
-	var resp none
-	return s.api(ctx, "STREAM.UPDATE.", s.cfg.StreamName(), config, &resp)
+	var resp jsapi.None
+	return s.api.Request(ctx, jsapi.OpStreamUpdate, s.cfg.StreamName(), config, &resp)
 }
 
 var errBeyond = errors.New("it holds much more than its limit already, as when others take all the room that is made")

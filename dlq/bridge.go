@@ -14,7 +14,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/time/rate"
 
-	"github.com/monotel/monotel/dlq/internal/subjects"
+	"github.com/monotel/monotel/internal/jsapi"
+	"github.com/monotel/monotel/internal/subjects"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
 
@@ -276,7 +277,7 @@ func (b *Bridge) provision(ctx context.Context) (jetstream.Consumer, error) {
 			stream, err = js.Stream(ctx, AdvisoryStream)
 		}
 	}
-	if isAPIError(err, codeSubjectsOverlap) {
+	if jsapi.Is(err, jsapi.CodeSubjectsOverlap) {
 		return nil, b.overlap(ctx)
 	}
 	if err != nil {
@@ -319,8 +320,6 @@ func (b *Bridge) streamConfig() jetstream.StreamConfig {
 		Placement:   letters.Placement,
 	}
 }
-
-const codeSubjectsOverlap = 10065
 
 // overlap says which stream is in the way.
 func (b *Bridge) overlap(ctx context.Context) error {
@@ -584,7 +583,7 @@ func (b *Bridge) skip(ctx context.Context, a *advisory, why string) (time.Durati
 
 // look fetches what an advisory is about. why is not "" if the server contradicts the
 // advisory. The message is nil if it is gone.
-func (b *Bridge) look(ctx context.Context, a *advisory) (consumer *jetstream.ConsumerInfo, msg *storedMessage, why string, err error) {
+func (b *Bridge) look(ctx context.Context, a *advisory) (consumer *jetstream.ConsumerInfo, msg *jsapi.Message, why string, err error) {
 	consumer, err = b.consumer(ctx, a)
 	if err != nil {
 		return nil, nil, "", err
@@ -701,7 +700,7 @@ func (b *Bridge) consumer(ctx context.Context, a *advisory) (*jetstream.Consumer
 }
 
 // record describes the message, which is nil if it is gone.
-func (a *advisory) record(info *jetstream.StreamInfo, msg *storedMessage, reason Reason) *Record {
+func (a *advisory) record(info *jetstream.StreamInfo, msg *jsapi.Message, reason Reason) *Record {
 	r := &Record{
 		ID:               ID(a.Stream, info.Created, a.Consumer, a.StreamSeq),
 		Reason:           reason,
@@ -719,7 +718,7 @@ func (a *advisory) record(info *jetstream.StreamInfo, msg *storedMessage, reason
 		return r
 	}
 	r.Subject, r.Data, r.Stored = msg.Subject, msg.Data, msg.Time
-	r.Header, r.Error = msg.header()
+	r.Header, r.Error = headerOf(msg)
 	r.OriginTraceparent = messaging.Carrier(r.Header).Get("traceparent")
 	return r
 }
@@ -799,21 +798,10 @@ func (a *advisory) ackSubject() string {
 	return fmt.Sprintf("$JS.ACK.%s.%s.%d.%d.0.0.0", a.Stream, a.Consumer, max(a.Deliveries, 1), a.StreamSeq)
 }
 
-// A storedMessage is a message as its stream has it.
-type storedMessage struct {
-	Subject string    `json:"subject"`
-	Header  []byte    `json:"hdrs"`
-	Data    []byte    `json:"data"`
-	Time    time.Time `json:"time"`
-}
-
-// header returns the headers, and what is wrong with them: the server takes what
+// headerOf returns the headers, and what is wrong with them: the server takes what
 // clients cannot read.
-func (m *storedMessage) header() (h nats.Header, problem string) {
-	if len(m.Header) == 0 {
-		return nil, ""
-	}
-	h, err := nats.DecodeHeadersMsg(m.Header)
+func headerOf(m *jsapi.Message) (h nats.Header, problem string) {
+	h, err := m.Header()
 	if err != nil {
 		return nil, fmt.Sprintf("the message's headers cannot be read: %v", err)
 	}
@@ -823,41 +811,10 @@ func (m *storedMessage) header() (h nats.Header, problem string) {
 // message fetches a message from the leader of its stream, and returns nil if it is
 // gone. A direct get, which jetstream prefers, may be answered by a replica that has
 // not got it yet; and jetstream has no answer for headers that it cannot read.
-func (b *Bridge) message(ctx context.Context, a *advisory) (*storedMessage, error) {
-	opts := b.store.js.Options()
-	prefix := "$JS.API."
-	switch {
-	case opts.Domain != "":
-		prefix = "$JS." + opts.Domain + ".API."
-	case opts.APIPrefix != "":
-		prefix = strings.TrimSuffix(opts.APIPrefix, ".") + "."
-	}
-	fail := func(err error) (*storedMessage, error) {
+func (b *Bridge) message(ctx context.Context, a *advisory) (*jsapi.Message, error) {
+	m, err := b.store.api.Get(ctx, a.Stream, a.StreamSeq)
+	if err != nil {
 		return nil, fmt.Errorf("message %d of stream %q: %w", a.StreamSeq, a.Stream, err)
 	}
-	reply, err := b.store.nc.RequestWithContext(ctx, prefix+"STREAM.MSG.GET."+a.Stream, fmt.Appendf(nil, `{"seq":%d}`, a.StreamSeq))
-	if err != nil {
-		return fail(err)
-	}
-	var answer struct {
-		Error   *jetstream.APIError `json:"error"`
-		Message *storedMessage      `json:"message"`
-	}
-	if err := json.Unmarshal(reply.Data, &answer); err != nil {
-		return fail(err)
-	}
-	switch {
-	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
-		return nil, nil //nolint:nilnil // it is gone, which is no error
-	case answer.Error != nil:
-		return fail(answer.Error)
-	case answer.Message == nil:
-		return fail(errors.New("the server's answer has no message"))
-	}
-	return answer.Message, nil
-}
-
-func isAPIError(err error, code jetstream.ErrorCode) bool {
-	api, ok := errors.AsType[*jetstream.APIError](err)
-	return ok && api.ErrorCode == code
+	return m, nil
 }

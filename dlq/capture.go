@@ -10,13 +10,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-)
 
-// Codes of the server that jetstream has no names for.
-const (
-	codeWrongLastSequence = 10071
-	codeNoRoom            = 10047 // for the bytes that a stream reserves
-	codeNoRoomInCluster   = 10005 // on enough of the servers
+	"github.com/monotel/monotel/internal/jsapi"
 )
 
 // The limit of JetStream for a message's header, less a margin for what others
@@ -48,7 +43,7 @@ func (s *Store) Capture(ctx context.Context, r *Record, more nats.Header) (captu
 	// No retries: whoever calls comes again, with the message.
 	_, err = s.js.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(0), jetstream.WithExpectStream(s.cfg.StreamName()),
 		jetstream.WithExpectLastSequencePerSubject(0))
-	if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == codeWrongLastSequence {
+	if jsapi.Is(err, jsapi.CodeWrongLastSequence) {
 		return false, s.checkSame(ctx, r, msg.Subject)
 	}
 	if err != nil {
@@ -109,7 +104,7 @@ func (s *Store) Holds(ctx context.Context, r *Record) (bool, error) {
 // message, [ErrIDTaken] if it is anything else, and jetstream.ErrMsgNotFound if
 // there is nothing.
 func (s *Store) checkSame(ctx context.Context, r *Record, subject string) error {
-	m, err := s.next(ctx, s.cfg.StreamName(), subject, 1)
+	m, err := s.api.Next(ctx, s.cfg.StreamName(), subject, 1)
 	if err == nil && m == nil {
 		err = jetstream.ErrMsgNotFound
 	}

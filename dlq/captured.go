@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/internal/jsapi"
 )
 
 // A CapturedSet knows which messages of one consumer were captured at one moment. It
@@ -41,39 +43,24 @@ func (c *CapturedSet) Len() int {
 // It asks the leader of the dead-letter stream, once for each 100 000 dead letters of
 // the consumer, and keeps about 16 bytes for each.
 func (s *Store) CapturedOf(ctx context.Context, stream, consumer string) (*CapturedSet, error) {
-	type request struct {
-		Filter string `json:"subjects_filter"`
-		Offset int    `json:"offset,omitempty"`
-	}
 	prefix := s.Subject(stream, consumer, "")
 	var set *CapturedSet
-	for offset := 0; ; {
-		var resp struct {
-			Total int `json:"total"`
-			State struct {
-				Subjects map[string]uint64 `json:"subjects"`
-			} `json:"state"`
+	err := s.api.Subjects(ctx, s.cfg.StreamName(), prefix+">", func(subject string, _ uint64, total int) {
+		if set == nil {
+			set = &CapturedSet{ids: make(map[uint64]struct{}, total)}
 		}
-		err := s.api(ctx, opStreamInfo, s.cfg.StreamName(), request{Filter: prefix + ">", Offset: offset}, &resp)
-		if isNoStream(err) {
-			return nil, nil //nolint:nilnil // there are none
+		if id, ok := strings.CutPrefix(subject, prefix); ok {
+			set.ids[maphash.String(capturedSeed, id)] = struct{}{}
 		}
-		if err != nil {
-			return nil, err
-		}
-		if len(resp.State.Subjects) > 0 && set == nil {
-			set = &CapturedSet{ids: make(map[uint64]struct{}, max(resp.Total, len(resp.State.Subjects)))}
-		}
-		for subject := range resp.State.Subjects {
-			if id, ok := strings.CutPrefix(subject, prefix); ok {
-				set.ids[maphash.String(capturedSeed, id)] = struct{}{}
-			}
-		}
-		if offset += len(resp.State.Subjects); len(resp.State.Subjects) == 0 || offset >= resp.Total {
-			return set, nil
-		}
+	})
+	if isNoStream(err) {
+		return nil, nil //nolint:nilnil // there are none
 	}
+	if err != nil {
+		return nil, err
+	}
+	return set, nil
 }
 
 // isNoStream reports whether the API says that the stream does not exist.
-func isNoStream(err error) bool { return isAPIError(err, jetstream.JSErrCodeStreamNotFound) }
+func isNoStream(err error) bool { return jsapi.Is(err, jetstream.JSErrCodeStreamNotFound) }

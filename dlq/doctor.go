@@ -3,19 +3,17 @@ package dlq
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/monotel/monotel/dlq/internal/subjects"
+	"github.com/monotel/monotel/internal/jsapi"
 	"github.com/monotel/monotel/internal/shell"
+	"github.com/monotel/monotel/internal/subjects"
 )
 
 // A Severity says how soon a [Finding] wants attention.
@@ -149,7 +147,7 @@ func editStream(stream string, flags ...string) string {
 func (d *doctor) add(f Finding) { d.findings = append(d.findings, f) }
 
 func (d *doctor) unreadable(stream, consumer string, err error) {
-	if refused, ok := errors.AsType[*refusedError](err); ok {
+	if refused, ok := errors.AsType[*jsapi.RefusedError](err); ok {
 		d.notPermitted(stream, consumer, refused)
 		return
 	}
@@ -160,19 +158,19 @@ func (d *doctor) unreadable(stream, consumer string, err error) {
 	})
 }
 
-func (d *doctor) notPermitted(stream, consumer string, refused *refusedError) {
+func (d *doctor) notPermitted(stream, consumer string, refused *jsapi.RefusedError) {
 	unchecked := map[string]string{
-		opStreamNames: "which streams there are. Of all but the dead-letter stream and those that belong to it, nothing was checked",
-		opStreamInfo:  "the stream's configuration, limits and state, nor its consumers",
-		opConsumerList: "whether the stream's consumers are paused, give up messages (max_deliver, backoff), are stalled " +
+		jsapi.OpStreamNames: "which streams there are. Of all but the dead-letter stream and those that belong to it, nothing was checked",
+		jsapi.OpStreamInfo:  "the stream's configuration, limits and state, nor its consumers",
+		jsapi.OpConsumerList: "whether the stream's consumers are paused, give up messages (max_deliver, backoff), are stalled " +
 			"(max_ack_pending) or have left messages behind (zombies)",
-		opConsumerInfo: "whether the consumer is stalled (max_ack_pending) or has left messages behind (zombies)",
-		opMessageGet:   "whether the consumer has left messages behind (zombies)",
-	}[refused.op]
+		jsapi.OpConsumerInfo: "whether the consumer is stalled (max_ack_pending) or has left messages behind (zombies)",
+		jsapi.OpMessageGet:   "whether the consumer has left messages behind (zombies)",
+	}[refused.Op]
 	d.add(Finding{
 		Severity: SeverityWarning, Check: checkNotPermitted, Stream: stream, Consumer: consumer,
-		Detail: fmt.Sprintf("the server refused a request of this user on %s. Not checked: %s", refused.subject, unchecked),
-		Remedy: fmt.Sprintf("Allow the user to publish to %s, or run %s as another.", refused.subject, d.command("doctor")),
+		Detail: fmt.Sprintf("the server refused a request of this user on %s. Not checked: %s", refused.Subject, unchecked),
+		Remedy: fmt.Sprintf("Allow the user to publish to %s, or run %s as another.", refused.Subject, d.command("doctor")),
 	})
 }
 
@@ -207,8 +205,8 @@ func (d *doctor) run(ctx context.Context) error {
 // streams asks for names and then for each stream: a list of infos waits for the
 // slowest and leaves out who does not answer.
 func (d *doctor) streams(ctx context.Context) error {
-	names, err := d.s.streamNames(ctx)
-	refused, ok := errors.AsType[*refusedError](err)
+	names, err := d.s.api.StreamNames(ctx)
+	refused, ok := errors.AsType[*jsapi.RefusedError](err)
 	switch {
 	case ok:
 		d.notPermitted("", "", refused)
@@ -219,11 +217,11 @@ func (d *doctor) streams(ctx context.Context) error {
 	d.bridged = slices.Contains(names, AdvisoryStream)
 	if ok {
 		// If it cannot be read, it may be there, and is reported below.
-		_, err := d.s.streamInfo(ctx, AdvisoryStream)
+		_, err := d.s.api.Stream(ctx, AdvisoryStream)
 		d.bridged = !errors.Is(err, jetstream.ErrStreamNotFound)
 	}
 	for _, name := range names {
-		info, err := d.s.streamInfo(ctx, name)
+		info, err := d.s.api.Stream(ctx, name)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -363,7 +361,7 @@ func (d *doctor) consumers(ctx context.Context, info *jetstream.StreamInfo) {
 		return
 	}
 	var views []view // of an interest stream: they decide together what stays
-	err := d.s.consumerInfos(ctx, name, func(i *jetstream.ConsumerInfo) {
+	err := d.s.api.Consumers(ctx, name, func(i *jetstream.ConsumerInfo) {
 		d.consumer(info.Config, i)
 		v := viewOf(i)
 		if v.stalled {
@@ -492,7 +490,7 @@ func (p *suspect) among(all []view) {
 }
 
 // needed reports whether another consumer still has to handle a message.
-func (p *suspect) needed(m *storedMsg) bool {
+func (p *suspect) needed(m *jsapi.Message) bool {
 	return slices.ContainsFunc(p.others, func(o view) bool {
 		return o.name != p.name && o.floor < m.Sequence && o.wants(m.Subject)
 	})
@@ -500,7 +498,7 @@ func (p *suspect) needed(m *storedMsg) bool {
 
 // mayBeOf lists the other consumers that may have given up a message, which the
 // server does not tell.
-func (p *suspect) mayBeOf(m *storedMsg) []string {
+func (p *suspect) mayBeOf(m *jsapi.Message) []string {
 	var names []string
 	for i := range p.others {
 		if o := &p.others[i]; o.name != p.name && o.gaveUp() && o.wants(m.Subject) {
@@ -558,7 +556,7 @@ func (d *doctor) lookAgain(ctx context.Context) error {
 // second is another look at a suspect. It is not done if the consumer was too busy
 // to be sure, unless this is the last look.
 func (d *doctor) second(ctx context.Context, p *suspect, last bool) (done bool, err error) {
-	info, err := d.s.consumerInfo(ctx, p.stream, p.name)
+	info, err := d.s.api.Consumer(ctx, p.stream, p.name)
 	if err != nil {
 		return false, err
 	}
@@ -652,7 +650,7 @@ func (d *doctor) walked(ctx context.Context, p *suspect) error {
 	if p.alone {
 		last = max(last, p.delivered)
 	}
-	err := d.s.walk(ctx, &p.view, last, func(m *storedMsg) error {
+	err := d.s.walk(ctx, &p.view, last, func(m *jsapi.Message) error {
 		if seen == walkLimit+flight || size > walkLimitBytes {
 			return errEnough
 		}
@@ -722,7 +720,7 @@ func (d *doctor) zombies(p *suspect, n uint64, atLeast bool, first uint64, other
 
 func (d *doctor) deadLetterStream(ctx context.Context) {
 	name := d.s.cfg.StreamName()
-	info, err := d.s.streamInfo(ctx, name)
+	info, err := d.s.api.Stream(ctx, name)
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		d.add(Finding{
@@ -812,7 +810,7 @@ func (d *doctor) raised(c jetstream.StreamConfig) {
 // objectStore holds what is too large for a record. It is made when it is needed.
 func (d *doctor) objectStore(ctx context.Context) {
 	name := objectStreamPrefix + d.s.cfg.bucketName()
-	info, err := d.s.streamInfo(ctx, name)
+	info, err := d.s.api.Stream(ctx, name)
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 	case err != nil:
@@ -902,14 +900,14 @@ func (s *Store) CaptureZombies(ctx context.Context, stream, consumer string) (n 
 }
 
 func (s *Store) captureZombies(ctx context.Context, stream, consumer string) (n int, err error) {
-	info, err := s.streamInfo(ctx, stream)
+	info, err := s.api.Stream(ctx, stream)
 	if err != nil {
 		return 0, err
 	}
 	if !loses(info.Config) {
 		return 0, ErrNoZombies
 	}
-	ci, err := s.consumerInfo(ctx, stream, consumer)
+	ci, err := s.api.Consumer(ctx, stream, consumer)
 	if err != nil {
 		return 0, err
 	}
@@ -928,7 +926,7 @@ func (s *Store) captureZombies(ctx context.Context, stream, consumer string) (n 
 	if err := s.settled(ctx, p, info.Config.Replicas); err != nil {
 		return 0, err
 	}
-	err = s.walk(ctx, &p.view, p.bound, func(m *storedMsg) error {
+	err = s.walk(ctx, &p.view, p.bound, func(m *jsapi.Message) error {
 		if p.needed(m) {
 			return nil
 		}
@@ -951,7 +949,7 @@ func (s *Store) settled(ctx context.Context, p *suspect, replicas int) error {
 		if !p.alone || p.ackPending == 0 || look == looks {
 			return nil
 		}
-		info, err := s.consumerInfo(ctx, p.stream, p.name)
+		info, err := s.api.Consumer(ctx, p.stream, p.name)
 		if err != nil {
 			return err
 		}
@@ -973,14 +971,14 @@ func (s *Store) others(ctx context.Context, info *jetstream.StreamInfo) ([]view,
 	}
 	var all []view
 	var unreadable []error
-	err := s.consumerInfos(ctx, info.Config.Name, func(i *jetstream.ConsumerInfo) { all = append(all, viewOf(i)) },
+	err := s.api.Consumers(ctx, info.Config.Name, func(i *jetstream.ConsumerInfo) { all = append(all, viewOf(i)) },
 		func(name string, err error) {
 			unreadable = append(unreadable, fmt.Errorf("consumer %q: %w", name, err))
 		})
 	return all, errors.Join(append(unreadable, err)...)
 }
 
-func (s *Store) captureZombie(ctx context.Context, p *suspect, created time.Time, m *storedMsg) (captured bool, err error) {
+func (s *Store) captureZombie(ctx context.Context, p *suspect, created time.Time, m *jsapi.Message) (captured bool, err error) {
 	r := &Record{
 		ID: ID(p.stream, created, p.name, m.Sequence), Reason: ReasonExternalMaxDeliver,
 		ReasonText: "found in its stream, where the server does not deliver it any more",
@@ -988,20 +986,15 @@ func (s *Store) captureZombie(ctx context.Context, p *suspect, created time.Time
 		Stream: p.stream, StreamCreated: created, StreamSequence: m.Sequence, Consumer: p.name,
 		Deliveries: uint64(max(p.maxDeliver, 0)), Stored: m.Time,
 	}
-	if len(m.Headers) > 0 {
-		h, err := nats.DecodeHeadersMsg(m.Headers)
-		if err != nil { // the server takes what clients cannot read
-			r.Error = fmt.Sprintf("the message's headers cannot be read: %v", err)
-		}
-		r.Header, r.OriginTraceparent = h, h.Get("traceparent")
-	}
+	r.Header, r.Error = headerOf(m)
+	r.OriginTraceparent = r.Header.Get("traceparent")
 	captured, err = s.CaptureNext(ctx, r, nil)
 	if err != nil {
 		return false, err
 	}
 	// A consumer that was made again, or reset, gets the message again. If the
 	// stream was made again, the sequence is another message's.
-	now, err := s.consumerInfo(ctx, p.stream, p.name)
+	now, err := s.api.Consumer(ctx, p.stream, p.name)
 	if err != nil {
 		return captured, err
 	}
@@ -1020,9 +1013,9 @@ func (s *Store) captureZombie(ctx context.Context, p *suspect, created time.Time
 // server decides whether others need it: it alone knows who else has given it up.
 // A consumer that acknowledges everything up to a message cannot do that for one
 // below its floor.
-func (s *Store) settle(ctx context.Context, p *suspect, m *storedMsg) error {
+func (s *Store) settle(ctx context.Context, p *suspect, m *jsapi.Message) error {
 	if p.interest && p.policy == jetstream.AckExplicitPolicy {
-		ctx, cancel := context.WithTimeout(ctx, s.requestTimeout)
+		ctx, cancel := context.WithTimeout(ctx, s.api.Timeout)
 		defer cancel()
 		// A consumer sequence of 0 only removes what the server keeps of redeliveries.
 		subject := fmt.Sprintf("$JS.ACK.%s.%s.%d.%d.0.0.0", p.stream, p.name, max(p.maxDeliver, 1), m.Sequence)
@@ -1032,265 +1025,35 @@ func (s *Store) settle(ctx context.Context, p *suspect, m *storedMsg) error {
 	if p.interest && p.mayBeOf(m) != nil {
 		return nil
 	}
-	err := s.deleteMsg(ctx, p.stream, m.Sequence)
+	err := s.api.Delete(ctx, p.stream, m.Sequence)
 	if err == nil {
 		return nil
 	}
-	if left, lookErr := s.next(ctx, p.stream, m.Subject, m.Sequence); lookErr == nil && (left == nil || left.Sequence != m.Sequence) {
+	if left, lookErr := s.api.Next(ctx, p.stream, m.Subject, m.Sequence); lookErr == nil && (left == nil || left.Sequence != m.Sequence) {
 		return nil // somebody else did it
 	}
 	return err
 }
 
-// What is asked of the JetStream API. A name follows, but for the first.
-const (
-	opStreamNames  = "STREAM.NAMES"
-	opStreamInfo   = "STREAM.INFO."
-	opConsumerList = "CONSUMER.LIST."
-	opConsumerInfo = "CONSUMER.INFO."
-	opMessageGet   = "STREAM.MSG.GET."
-)
-
-// A refusedError reports a request that this user may not make.
-type refusedError struct {
-	op      string // one of the above, or the subject after the prefix
-	subject string
-}
-
-func (e *refusedError) Error() string { return "no permission to publish to " + e.subject }
-
-// apiSubject is the subject of a request.
-func (s *Store) apiSubject(op, name string) string {
-	prefix := jetstream.DefaultAPIPrefix
-	switch opts := s.js.Options(); {
-	case opts.Domain != "":
-		prefix = "$JS." + opts.Domain + ".API."
-	case opts.APIPrefix != "":
-		prefix = strings.TrimSuffix(opts.APIPrefix, ".") + "."
-	}
-	return prefix + op + name
-}
-
-// violation is what the server has refused last on the connection, or nil.
-func (s *Store) violation() error {
-	if err := s.nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) {
-		return err
-	}
-	return nil
-}
-
-// permitted makes a request within a bound of its own. That it is refused, the
-// server says beside it, to the connection: the request itself would only time
-// out. If others on the connection are refused at the same moment, it still may.
-func (s *Store) permitted(ctx context.Context, op, name string, request func(ctx context.Context, subject string) error) error {
-	const look = 10 * time.Millisecond
-	ctx, cancel := context.WithTimeout(ctx, s.requestTimeout)
-	defer cancel()
-	subject := s.apiSubject(op, name)
-	before := s.violation()
-	refused := func() bool {
-		now := s.violation()
-		another := now != nil && now != before //nolint:errorlint // is it this very refusal?
-		return another && strings.Contains(now.Error(), fmt.Sprintf("Publish to %q", subject))
-	}
-	var looking sync.WaitGroup
-	looking.Go(func() {
-		t := time.NewTicker(look)
-		defer t.Stop()
-		for !refused() {
-			select {
-			case <-ctx.Done():
-				return
-			case <-t.C:
-			}
-		}
-		cancel()
-	})
-	err := request(ctx, subject)
-	cancel()
-	looking.Wait()
-	if err != nil && refused() {
-		return &refusedError{op: op, subject: subject}
-	}
-	return err
-}
-
-// streamInfo asks for a stream.
-func (s *Store) streamInfo(ctx context.Context, name string) (info *jetstream.StreamInfo, err error) {
-	err = s.permitted(ctx, opStreamInfo, name, func(ctx context.Context, _ string) error {
-		stream, err := s.js.Stream(ctx, name)
-		if err == nil {
-			info = stream.CachedInfo()
-		}
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("stream %q: %w", name, err)
-	}
-	return info, nil
-}
-
-// streamNames lists the streams of the account.
-func (s *Store) streamNames(ctx context.Context) ([]string, error) {
-	type page struct {
-		Offset int `json:"offset"`
-	}
-	var names []string
-	for {
-		var resp struct {
-			Total   int      `json:"total"`
-			Streams []string `json:"streams"`
-		}
-		if err := s.api(ctx, opStreamNames, "", page{Offset: len(names)}, &resp); err != nil {
-			return nil, err
-		}
-		names = append(names, resp.Streams...)
-		if len(resp.Streams) == 0 || len(names) >= resp.Total {
-			return names, nil
-		}
-	}
-}
-
-// api asks the JetStream API for what package jetstream does not offer: push
-// consumers like any other, messages from the leader only, lists that go on after
-// one that is missing.
-func (s *Store) api(ctx context.Context, op, name string, req, resp any) error {
-	data, err := json.Marshal(req)
-	if err != nil {
-		return err
-	}
-	var msg *nats.Msg
-	err = s.permitted(ctx, op, name, func(ctx context.Context, subject string) error {
-		msg, err = s.nc.RequestWithContext(ctx, subject, data)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	var failed struct {
-		Error *jetstream.APIError `json:"error"`
-	}
-	if err := json.Unmarshal(msg.Data, &failed); err != nil {
-		return fmt.Errorf("answer to %s: %w", s.apiSubject(op, name), err)
-	}
-	if failed.Error != nil {
-		return failed.Error
-	}
-	if err := json.Unmarshal(msg.Data, resp); err != nil {
-		return fmt.Errorf("answer to %s: %w", s.apiSubject(op, name), err)
-	}
-	return nil
-}
-
-type none struct{}
-
-func (s *Store) consumerInfo(ctx context.Context, stream, name string) (*jetstream.ConsumerInfo, error) {
-	info := &jetstream.ConsumerInfo{}
-	return info, s.api(ctx, opConsumerInfo, stream+"."+name, none{}, info)
-}
-
-// consumerInfos calls f for each consumer and bad for each that does not answer or
-// cannot be read. It is jetstream's list, but for two things: that one asks for
-// ever for what is missing, and gives up a page for one consumer.
-func (s *Store) consumerInfos(ctx context.Context, stream string, f func(*jetstream.ConsumerInfo), bad func(string, error)) error {
-	type page struct {
-		Offset int `json:"offset"`
-	}
-	for offset := 0; ; {
-		var resp struct {
-			Total     int               `json:"total"`
-			Limit     int               `json:"limit"`
-			Consumers []json.RawMessage `json:"consumers"`
-			Missing   []string          `json:"missing"`
-			Offline   map[string]string `json:"offline"`
-		}
-		if err := s.api(ctx, opConsumerList, stream, page{Offset: offset}, &resp); err != nil {
-			return err
-		}
-		for _, raw := range resp.Consumers {
-			info := &jetstream.ConsumerInfo{}
-			if err := json.Unmarshal(raw, info); err != nil {
-				bad(info.Name, err)
-				continue
-			}
-			f(info)
-		}
-		for _, name := range resp.Missing {
-			if _, offline := resp.Offline[name]; !offline {
-				bad(name, errors.New("its leader does not answer"))
-			}
-		}
-		for name, reason := range resp.Offline {
-			bad(name, fmt.Errorf("it is offline: %s", reason))
-		}
-		offset += max(resp.Limit, len(resp.Consumers)) // a page is of names, whether they answer or not
-		if resp.Limit <= 0 && len(resp.Consumers) == 0 || offset >= resp.Total {
-			return nil
-		}
-	}
-}
-
 // stored counts the messages in the stream that the consumer wants.
 func (s *Store) stored(ctx context.Context, v *view) (uint64, error) {
-	type request struct {
-		Filter string `json:"subjects_filter,omitempty"`
-		Offset int    `json:"offset,omitempty"`
-	}
-	type response struct {
-		Total int `json:"total"`
-		State struct {
-			Msgs     uint64            `json:"messages"`
-			Subjects map[string]uint64 `json:"subjects"`
-		} `json:"state"`
-	}
 	if len(v.filters) == 0 {
-		var resp response
-		err := s.api(ctx, opStreamInfo, v.stream, request{}, &resp)
+		var resp struct {
+			State struct {
+				Msgs uint64 `json:"messages"`
+			} `json:"state"`
+		}
+		err := s.api.Request(ctx, jsapi.OpStreamInfo, v.stream, jsapi.None{}, &resp)
 		return resp.State.Msgs, err
 	}
 	var n uint64
 	for _, filter := range v.filters {
-		for offset := 0; ; { // a page has up to 100 000 subjects
-			var resp response
-			if err := s.api(ctx, opStreamInfo, v.stream, request{Filter: filter, Offset: offset}, &resp); err != nil {
-				return 0, err
-			}
-			for _, msgs := range resp.State.Subjects {
-				n += msgs
-			}
-			offset += len(resp.State.Subjects)
-			if len(resp.State.Subjects) == 0 || offset >= resp.Total {
-				break
-			}
+		err := s.api.Subjects(ctx, v.stream, filter, func(_ string, msgs uint64, _ int) { n += msgs })
+		if err != nil {
+			return 0, err
 		}
 	}
 	return n, nil
-}
-
-// A storedMsg is a message as its stream's leader has it.
-type storedMsg struct {
-	Subject  string    `json:"subject"`
-	Sequence uint64    `json:"seq"`
-	Headers  []byte    `json:"hdrs"`
-	Data     []byte    `json:"data"`
-	Time     time.Time `json:"time"`
-}
-
-// next returns the first message of a subject from a sequence on, or nil. It is
-// the leader's: a replica may still have what was acknowledged.
-func (s *Store) next(ctx context.Context, stream, subject string, from uint64) (*storedMsg, error) {
-	type request struct {
-		Sequence uint64 `json:"seq"`
-		Subject  string `json:"next_by_subj"`
-	}
-	var resp struct {
-		Message *storedMsg `json:"message"`
-	}
-	err := s.api(ctx, opMessageGet, stream, request{Sequence: from, Subject: subject}, &resp)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return nil, nil //nolint:nilnil // there is none, which is no error
-	}
-	return resp.Message, err
 }
 
 // first returns the sequence of the first message in the stream that the consumer
@@ -1298,7 +1061,7 @@ func (s *Store) next(ctx context.Context, stream, subject string, from uint64) (
 func (s *Store) first(ctx context.Context, v *view) (uint64, error) {
 	var first uint64
 	for _, subject := range v.subjects() {
-		m, err := s.next(ctx, v.stream, subject, 1)
+		m, err := s.api.Next(ctx, v.stream, subject, 1)
 		if err != nil {
 			return 0, err
 		}
@@ -1310,10 +1073,10 @@ func (s *Store) first(ctx context.Context, v *view) (uint64, error) {
 }
 
 // walk calls f for the stored messages that a consumer wants, up to a sequence.
-func (s *Store) walk(ctx context.Context, v *view, last uint64, f func(*storedMsg) error) error {
+func (s *Store) walk(ctx context.Context, v *view, last uint64, f func(*jsapi.Message) error) error {
 	for _, subject := range v.subjects() {
 		for seq := uint64(1); seq <= last; {
-			m, err := s.next(ctx, v.stream, subject, seq)
+			m, err := s.api.Next(ctx, v.stream, subject, seq)
 			if err != nil {
 				return err
 			}
@@ -1327,13 +1090,4 @@ func (s *Store) walk(ctx context.Context, v *view, last uint64, f func(*storedMs
 		}
 	}
 	return nil
-}
-
-func (s *Store) deleteMsg(ctx context.Context, stream string, seq uint64) error {
-	type request struct {
-		Sequence uint64 `json:"seq"`
-		NoErase  bool   `json:"no_erase"`
-	}
-	var resp none
-	return s.api(ctx, "STREAM.MSG.DELETE.", stream, request{Sequence: seq, NoErase: true}, &resp)
 }

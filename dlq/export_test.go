@@ -16,7 +16,7 @@ var (
 )
 
 // SetRequestTimeout sets how long a request to the JetStream API may take.
-func (s *Store) SetRequestTimeout(d time.Duration) { s.requestTimeout = d }
+func (s *Store) SetRequestTimeout(d time.Duration) { s.api.Timeout = d }
 
 // WireHeader is what a change has on the wire.
 func (c *Change) WireHeader(id string) nats.Header { return c.header(id) }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/internal/jsapi"
 )
 
 // The server counts deliveries. One that was handed back before a handler had begun is
@@ -53,7 +55,7 @@ func (s *Store) HandedBack(ctx context.Context, stream string, created time.Time
 
 func (s *Store) readHandedBack(ctx context.Context, stream string, created time.Time, consumer string) (*handedBack, uint64, error) {
 	list := &handedBack{Created: created.UTC()}
-	m, err := s.next(ctx, s.cfg.marksName(), s.handedBackSubject(stream, consumer), 1)
+	m, err := s.api.Next(ctx, s.cfg.marksName(), s.handedBackSubject(stream, consumer), 1)
 	if isNoStream(err) || err == nil && m == nil {
 		return list, 0, nil
 	}
@@ -79,7 +81,7 @@ func (s *Store) AddHandedBack(ctx context.Context, stream string, created time.T
 	const tries = 5
 	var err error
 	for range tries {
-		if err = s.addHandedBack(ctx, stream, created, consumer, deliveries); !isAPIError(err, codeWrongLastSequence) {
+		if err = s.addHandedBack(ctx, stream, created, consumer, deliveries); !jsapi.Is(err, jsapi.CodeWrongLastSequence) {
 			break
 		}
 	}

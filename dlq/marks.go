@@ -9,6 +9,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/internal/jsapi"
 )
 
 // Marks tell a message that brings its process down from one that was only
@@ -39,7 +41,7 @@ type Mark struct {
 
 // Mark reads the mark of a message. It takes a round trip.
 func (s *Store) Mark(ctx context.Context, id string) (Mark, error) {
-	m, err := s.next(ctx, s.cfg.marksName(), s.markSubject(id), 1)
+	m, err := s.api.Next(ctx, s.cfg.marksName(), s.markSubject(id), 1)
 	if isNoStream(err) || err == nil && m == nil {
 		return Mark{}, nil
 	}
@@ -81,8 +83,8 @@ func (s *Store) RemoveMark(ctx context.Context, id string) error {
 	type request struct {
 		Filter string `json:"filter"`
 	}
-	var resp none
-	err := s.api(ctx, "STREAM.PURGE.", s.cfg.marksName(), request{Filter: s.markSubject(id)}, &resp)
+	var resp jsapi.None
+	err := s.api.Request(ctx, jsapi.OpStreamPurge, s.cfg.marksName(), request{Filter: s.markSubject(id)}, &resp)
 	if err != nil && !isNoStream(err) {
 		return fmt.Errorf("remove the mark of message %s: %w", id, err)
 	}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/synadia-io/orbit.go/jetstreamext"
+
+	"github.com/monotel/monotel/internal/jsapi"
 )
 
 // Objects are read by batched gets. The bucket's own Get and List make a push consumer,
@@ -98,7 +100,7 @@ func (s *Store) chunks(ctx context.Context, subject string, from uint64, batch i
 		return err
 	}
 	n := 0
-	err = s.permitted(ctx, "DIRECT.GET.", stream, func(ctx context.Context, _ string) error {
+	err = s.api.Permitted(ctx, jsapi.OpDirectGet, stream, func(ctx context.Context, _ string) error {
 		all, err := jetstreamext.GetBatch(ctx, js, stream, batch,
 			jetstreamext.GetBatchSeq(from), jetstreamext.GetBatchSubject(subject), jetstreamext.GetBatchMaxBytes(objectBytes))
 		if err != nil {
@@ -122,7 +124,7 @@ func (s *Store) chunks(ctx context.Context, subject string, from uint64, batch i
 		return err
 	}
 	// A replica that is late may have answered. The leader knows.
-	m, err := s.next(ctx, stream, subject, from)
+	m, err := s.api.Next(ctx, stream, subject, from)
 	if m == nil || err != nil {
 		return err
 	}
@@ -140,30 +142,13 @@ func (s *Store) batched() (jetstream.JetStream, error) {
 
 // objectNames lists the objects whose name begins so, those that were deleted, too.
 func (s *Store) objectNames(ctx context.Context, prefix string) ([]string, error) {
-	type request struct {
-		Filter string `json:"subjects_filter"`
-		Offset int    `json:"offset,omitempty"`
-	}
 	before, stream := fmt.Sprintf("$O.%s.M.", s.cfg.bucketName()), objectPrefix+s.cfg.bucketName()
 	var names []string
-	for offset := 0; ; { // a page has up to 100 000 subjects
-		var resp struct {
-			Total int `json:"total"`
-			State struct {
-				Subjects map[string]uint64 `json:"subjects"`
-			} `json:"state"`
+	err := s.api.Subjects(ctx, stream, before+"*", func(subject string, _ uint64, _ int) {
+		name, err := base64.URLEncoding.DecodeString(strings.TrimPrefix(subject, before))
+		if err == nil && strings.HasPrefix(string(name), prefix) {
+			names = append(names, string(name))
 		}
-		if err := s.api(ctx, opStreamInfo, stream, request{Filter: before + "*", Offset: offset}, &resp); err != nil {
-			return names, err
-		}
-		for subject := range resp.State.Subjects {
-			name, err := base64.URLEncoding.DecodeString(strings.TrimPrefix(subject, before))
-			if err == nil && strings.HasPrefix(string(name), prefix) {
-				names = append(names, string(name))
-			}
-		}
-		if offset += len(resp.State.Subjects); len(resp.State.Subjects) == 0 || offset >= resp.Total {
-			return names, nil
-		}
-	}
+	})
+	return names, err
 }

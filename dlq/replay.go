@@ -10,6 +10,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/internal/jsapi"
 )
 
 // The headers of a replayed message, beside those of the original.
@@ -164,8 +166,7 @@ func (s *Store) Outcome(ctx context.Context, replay Replay, actor string, failur
 		}
 		_, err = s.js.PublishMsg(ctx, s.outcomeMessage(replay, &c, failure, more), jetstream.WithRetryAttempts(0),
 			jetstream.WithExpectStream(s.cfg.StreamName()), jetstream.WithExpectLastSequencePerSubject(last))
-		api, ok := errors.AsType[*jetstream.APIError](err)
-		if !ok || api.ErrorCode != codeWrongLastSequence {
+		if !jsapi.Is(err, jsapi.CodeWrongLastSequence) {
 			break
 		}
 		last = 0
@@ -219,18 +220,18 @@ func (s *Store) claim(ctx context.Context, replay Replay) (uint64, error) {
 	if replay.Claim == 0 {
 		return 0, nil
 	}
-	m, err := s.next(ctx, s.cfg.StreamName(), replay.Subject, replay.Claim)
+	m, err := s.api.Next(ctx, s.cfg.StreamName(), replay.Subject, replay.Claim)
 	if err != nil || m == nil || m.Sequence != replay.Claim {
 		return 0, err
 	}
-	if c := m.change(); c == nil || !replay.isClaim(c) {
+	if c := changeOf(m); c == nil || !replay.isClaim(c) {
 		return 0, nil
 	}
 	return m.Sequence, nil
 }
 
-// change is what the message says was done, or nil.
-func (m *storedMsg) change() *Change {
+// changeOf is what a message says was done, or nil.
+func changeOf(m *jsapi.Message) *Change {
 	h, err := nats.DecodeHeadersMsg(m.Headers)
 	if err != nil {
 		return nil
@@ -257,7 +258,7 @@ func (s *Store) prior(ctx context.Context, replay Replay) (p priorOutcome, err e
 	p.state = StateOpen
 	recorded, claimed := false, false
 	for from := uint64(1); ; {
-		m, err := s.next(ctx, s.cfg.StreamName(), replay.Subject, from)
+		m, err := s.api.Next(ctx, s.cfg.StreamName(), replay.Subject, from)
 		if err != nil {
 			return p, err
 		}
@@ -265,7 +266,7 @@ func (s *Store) prior(ctx context.Context, replay Replay) (p priorOutcome, err e
 			break
 		}
 		from, p.last = m.Sequence+1, m.Sequence
-		c := m.change()
+		c := changeOf(m)
 		if c == nil {
 			recorded = true
 			continue

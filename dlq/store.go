@@ -9,10 +9,11 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/internal/jsapi"
 )
 
 // A Config says where dead letters are kept, and what of them. The zero value is
@@ -127,8 +128,8 @@ type Store struct {
 	js  jetstream.JetStream
 	cfg Config
 
-	requestTimeout time.Duration // of a request to the JetStream API
-	denied         atomic.Bool   // the server has refused to let this user delete messages
+	api    *jsapi.Client
+	denied atomic.Bool // the server has refused to let this user delete messages
 
 	mu     sync.Mutex
 	bucket jetstream.ObjectStore // made when it is first needed
@@ -139,7 +140,7 @@ func NewStore(nc *nats.Conn, js jetstream.JetStream, cfg Config) (*Store, error)
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("dead letters: %w", err)
 	}
-	return &Store{nc: nc, js: js, cfg: cfg, requestTimeout: requestTimeout}, nil
+	return &Store{nc: nc, js: js, cfg: cfg, api: jsapi.New(nc, js, requestTimeout)}, nil
 }
 
 // Provision makes the dead-letter stream, unless it is there. Limits of a stream
@@ -212,9 +213,7 @@ func (s *Store) reserve(maxBytes int64, create func(maxBytes int64) error) error
 	const least, part = 1 << 20, 4
 	for {
 		err := create(maxBytes)
-		api, ok := errors.AsType[*jetstream.APIError](err)
-		noRoom := ok && (api.ErrorCode == codeNoRoom || api.ErrorCode == codeNoRoomInCluster)
-		if !noRoom || s.cfg.Stream.MaxBytes != 0 || maxBytes/part < least {
+		if !jsapi.NoRoom(err) || s.cfg.Stream.MaxBytes != 0 || maxBytes/part < least {
 			return err
 		}
 		maxBytes /= part

@@ -15,6 +15,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/internal/jsapi"
 )
 
 // Stand-ins for names of consumers, of which a [Tally] tells at most a hundred
@@ -162,7 +164,7 @@ func (t *Tally) Update(ctx context.Context) ([]OpenCount, error) {
 }
 
 func (t *Tally) update(ctx context.Context) ([]OpenCount, error) {
-	info, err := t.store.streamInfo(ctx, t.store.cfg.StreamName()) // a refusal is seen at once
+	info, err := t.store.api.Stream(ctx, t.store.cfg.StreamName()) // a refusal is seen at once
 	if err != nil {
 		return nil, err
 	}
@@ -222,7 +224,7 @@ func (t *Tally) finish(ctx context.Context) (deleted uint64) {
 		n, err := t.store.FinishDiscard(ctx, t.traced[0])
 		deleted += uint64(n) //nolint:gosec // it is not negative
 		_, answered := errors.AsType[*jetstream.APIError](err)
-		_, refused := errors.AsType[*refusedError](err)
+		_, refused := errors.AsType[*jsapi.RefusedError](err)
 		if err != nil && !answered && !refused {
 			return deleted
 		}
@@ -413,10 +415,10 @@ func (t *Tally) add(ctx context.Context, f *fold, subject string, h nats.Header,
 	}
 	// It is open again. Its record says since when, and whether there is one. A
 	// discard is final.
-	var record *storedMsg
+	var record *jsapi.Message
 	var header nats.Header
 	for from := uint64(1); ; {
-		m, err := t.store.next(ctx, t.store.cfg.StreamName(), subject, from)
+		m, err := t.store.api.Next(ctx, t.store.cfg.StreamName(), subject, from)
 		if err != nil {
 			return err
 		}
@@ -695,9 +697,8 @@ func (t *Tally) save(ctx context.Context, c *tallied) (ok bool, err error) {
 	} else {
 		revision, err = t.bucket.Update(ctx, tallyKey, value, t.revision)
 	}
-	api, isAPI := errors.AsType[*jetstream.APIError](err)
 	switch {
-	case errors.Is(err, jetstream.ErrKeyExists) || isAPI && api.ErrorCode == codeWrongLastSequence:
+	case errors.Is(err, jetstream.ErrKeyExists) || jsapi.Is(err, jsapi.CodeWrongLastSequence):
 		t.revision, t.work = 0, nil // whatever is there is newer, or the bucket is
 		return false, nil
 	case err != nil:
@@ -718,7 +719,7 @@ func (t *Tally) openBucket(ctx context.Context, like jetstream.StreamConfig) (je
 	)
 	s, name := t.store, t.store.cfg.stateName()
 	find := func() (bucket jetstream.KeyValue, err error) {
-		err = s.permitted(ctx, opStreamInfo, kvPrefix+name, func(ctx context.Context, _ string) error {
+		err = s.api.Permitted(ctx, jsapi.OpStreamInfo, kvPrefix+name, func(ctx context.Context, _ string) error {
 			bucket, err = s.js.KeyValue(ctx, name)
 			return err
 		})
@@ -726,7 +727,7 @@ func (t *Tally) openBucket(ctx context.Context, like jetstream.StreamConfig) (je
 	}
 	bucket, err := find()
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		err = s.permitted(ctx, "STREAM.CREATE.", kvPrefix+name, func(ctx context.Context, _ string) error {
+		err = s.api.Permitted(ctx, jsapi.OpStreamCreate, kvPrefix+name, func(ctx context.Context, _ string) error {
 			return s.reserve(size, func(maxBytes int64) error {
 				bucket, err = s.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
 					Bucket: name, Description: "How many dead letters of stream " + s.cfg.StreamName() + " are open", History: 1,

@@ -14,7 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/dlq"
-	"github.com/monotel/monotel/dlq/internal/subjects"
+	"github.com/monotel/monotel/internal/subjects"
 )
 
 const (
@@ -233,7 +233,7 @@ func (b *bystanders) list(ctx context.Context, d *Desk, subject string, f func(*
 // the server tells the connection, and answers no request.
 func listOf(ctx context.Context, d *Desk, subject string, offset int) (*listPage, error) {
 	const again = 100 * time.Millisecond
-	subject = d.apiSubject(subject)
+	subject = d.api.Subject(subject, "")
 	answers, err := d.nc.SubscribeSync(d.nc.NewInbox())
 	if err != nil {
 		return nil, err

@@ -12,7 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/dlq"
-	"github.com/monotel/monotel/dlq/internal/subjects"
+	"github.com/monotel/monotel/internal/subjects"
 )
 
 // A record says where its message came from, and a user that may publish on the subject
@@ -55,7 +55,7 @@ func (d *Desk) subjectProblem(subject string) string {
 	if why := subjectProblem(subject); why != "" {
 		return why
 	}
-	for _, p := range []string{d.apiSubject(""), strings.TrimSuffix(d.nc.Opts.InboxPrefix, ".") + "."} {
+	for _, p := range []string{d.api.Subject("", ""), strings.TrimSuffix(d.nc.Opts.InboxPrefix, ".") + "."} {
 		if p != "." && strings.HasPrefix(subject, p) {
 			return fmt.Sprintf("nothing is replayed to subjects that begin with %q", p)
 		}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/internal/jsapi"
 )
 
 const (
@@ -22,9 +24,7 @@ const (
 	planLife  = 24 * time.Hour
 	endedLife = 30 * 24 * time.Hour
 
-	bucketBytes  = 256 << 20
-	codeNoRoom   = 10047
-	codeNoRoomIn = 10005
+	bucketBytes = 256 << 20
 )
 
 func (d *Desk) bucketName() string { return d.cfg.Stream + "_OPERATIONS" }
@@ -58,13 +58,12 @@ func (d *Desk) createBucket(ctx context.Context) (jetstream.KeyValue, error) {
 			Bucket: d.bucketName(), Description: "Replays of the dead letters of stream " + d.cfg.Stream, History: 1, MaxBytes: size,
 			Storage: info.Config.Storage, Replicas: info.Config.Replicas, Placement: info.Config.Placement,
 		})
-		api, ok := errors.AsType[*jetstream.APIError](err)
 		switch {
 		case err == nil:
 			return kv, nil
 		case errors.Is(err, jetstream.ErrBucketExists): // another was quicker
 			return d.js.KeyValue(ctx, d.bucketName())
-		case ok && (api.ErrorCode == codeNoRoom || api.ErrorCode == codeNoRoomIn) && size > least: // the server reserves it
+		case jsapi.NoRoom(err) && size > least: // the server reserves it
 			continue
 		}
 		return nil, err
@@ -285,9 +284,7 @@ func (d *Desk) update(ctx context.Context, s *stored) error {
 
 // isConflict reports an update that somebody else was quicker with.
 func isConflict(err error) bool {
-	const codeWrongLastSequence = 10071
-	api, ok := errors.AsType[*jetstream.APIError](err)
-	return errors.Is(err, jetstream.ErrKeyExists) || ok && api.ErrorCode == codeWrongLastSequence
+	return errors.Is(err, jetstream.ErrKeyExists) || jsapi.Is(err, jsapi.CodeWrongLastSequence)
 }
 
 // change reads, changes and stores an operation until nobody is in between.

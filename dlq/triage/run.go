@@ -373,14 +373,6 @@ func (r *runner) conclude(ctx context.Context, s *stored) error {
 	return err
 }
 
-const (
-	codeWrongLastSequence = 10071
-	codeIDInProcess       = 10158
-	codeSubjectInProcess  = 10164
-	codeTooLarge          = 10054
-	codeOtherStream       = 10060
-)
-
 // Tried lists the IDs of the entries that an operation has taken in hand, and of
 // those that it has not, or has given back when it was cancelled, oldest first. It
 // reads each of them.

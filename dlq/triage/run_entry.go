@@ -3,7 +3,6 @@ package triage
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -16,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/internal/jsapi"
 	"github.com/monotel/monotel/internal/shell"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
@@ -43,7 +43,8 @@ func (r *runner) read(ctx context.Context, it item, m *message) (e *dlq.Entry, w
 		}
 		switch {
 		case errors.Is(err, jetstream.ErrMsgNotFound):
-			there, err := r.d.has(ctx, r.d.cfg.Stream, messageGet{Sequence: it.sequence})
+			stored, err := r.d.api.Get(ctx, r.d.cfg.Stream, it.sequence)
+			there, err := has(r.d.cfg.Stream, stored, err)
 			if err == nil && there {
 				return errNotVisible
 			}
@@ -131,7 +132,8 @@ func (r *runner) sent(ctx context.Context, e *dlq.Entry, claim uint64) (bool, er
 		return there, err
 	}
 	// To find that nothing has come after the claim is quick, to read a history is not.
-	changed, err := r.d.has(ctx, r.d.cfg.Stream, messageGet{Sequence: claim + 1, Next: subject})
+	m, err := r.d.api.Next(ctx, r.d.cfg.Stream, subject, claim+1)
+	changed, err := has(r.d.cfg.Stream, m, err)
 	if !changed || err != nil {
 		return false, err
 	}
@@ -142,53 +144,25 @@ func (r *runner) sent(ctx context.Context, e *dlq.Entry, claim uint64) (bool, er
 // isThere reports whether what is sent for an entry is in its stream. The operation may
 // have been begun by a tool of an earlier version, which sends on another subject.
 func (r *runner) isThere(ctx context.Context, e *dlq.Entry) (bool, error) {
-	there, err := r.d.has(ctx, e.Stream, messageGet{Last: dlq.ReplaySubject(e.Stream, e.Consumer, e.ID, r.id)})
+	m, err := r.d.api.Last(ctx, e.Stream, dlq.ReplaySubject(e.Stream, e.Consumer, e.ID, r.id))
+	there, err := has(e.Stream, m, err)
 	if there || err != nil {
 		return there, err
 	}
-	return r.d.has(ctx, e.Stream, messageGet{Last: dlq.OldReplaySubject(e.Stream, e.Consumer, e.ID, r.id)})
+	m, err = r.d.api.Last(ctx, e.Stream, dlq.OldReplaySubject(e.Stream, e.Consumer, e.ID, r.id))
+	return has(e.Stream, m, err)
 }
 
-// A messageGet asks for one message of a stream.
-type messageGet struct {
-	Sequence uint64 `json:"seq,omitempty"`
-	Next     string `json:"next_by_subj,omitempty"` // from Sequence on
-	Last     string `json:"last_by_subj,omitempty"`
-}
-
-// has reports whether a stream has a message.
-func (d *Desk) has(ctx context.Context, stream string, get messageGet) (bool, error) {
-	sequence, err := d.ask(ctx, stream, get)
-	return sequence != 0, err
-}
-
-// ask returns the sequence of a message, 0 if the stream does not have it. It asks
-// the stream's leader: a replica, which may answer to other ways of asking, may not
-// have it yet.
-func (d *Desk) ask(ctx context.Context, stream string, get messageGet) (sequence uint64, err error) {
-	request, err := json.Marshal(get)
-	if err != nil {
-		return 0, err
-	}
-	m, err := d.nc.RequestWithContext(ctx, d.apiSubject("STREAM.MSG.GET."+stream), request)
-	if err != nil {
-		return 0, fmt.Errorf("look for a message of stream %q: %w", stream, err)
-	}
-	var answer struct {
-		Error   *jetstream.APIError `json:"error"`
-		Message struct {
-			Sequence uint64 `json:"seq"`
-		} `json:"message"`
-	}
-	switch err := json.Unmarshal(m.Data, &answer); {
+// has reports whether a stream has what was asked for. A stream that does not exist has
+// nothing.
+func has(stream string, m *jsapi.Message, err error) (bool, error) {
+	switch {
+	case jsapi.Is(err, jetstream.JSErrCodeStreamNotFound):
+		return false, nil
 	case err != nil:
-		return 0, fmt.Errorf("look for a message of stream %q: %w", stream, err)
-	case answer.Error == nil:
-		return answer.Message.Sequence, nil
-	case answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound, answer.Error.ErrorCode == jetstream.JSErrCodeStreamNotFound:
-		return 0, nil
+		return false, fmt.Errorf("look for a message of stream %q: %w", stream, err)
 	}
-	return 0, fmt.Errorf("look for a message of stream %q: %w", stream, answer.Error)
+	return m != nil, nil
 }
 
 // claim is the change that claims an entry.
@@ -338,16 +312,15 @@ func (r *runner) deliver(
 		return err
 	})
 	end(err)
-	api, ok := errors.AsType[*jetstream.APIError](err)
 	why := ""
 	switch {
-	case ok && api.ErrorCode == codeWrongLastSequence && tracked:
+	case jsapi.Is(err, jsapi.CodeWrongLastSequence) && tracked:
 		err = nil // it is there
 	case errors.Is(err, errNoStream):
 		why = fmt.Sprintf("no stream takes subject %q", targetName(msg.Subject, tracked))
-	case errors.Is(err, nats.ErrMaxPayload), ok && api.ErrorCode == codeTooLarge:
+	case errors.Is(err, nats.ErrMaxPayload), jsapi.Is(err, jsapi.CodeMessageTooLarge):
 		why = "too large for its stream, with what a replay adds"
-	case ok && api.ErrorCode == codeOtherStream:
+	case jsapi.Is(err, jsapi.CodeOtherStream):
 		why = "another stream takes its subject now"
 	}
 	if why != "" {
@@ -509,7 +482,7 @@ func passes(err error) bool {
 		return true
 	case ok:
 		// A cluster without a leader, or one that has not applied the try before yet.
-		return api.Code == 503 || api.ErrorCode == codeSubjectInProcess || api.ErrorCode == codeIDInProcess //nolint:mnd // as above
+		return api.Code == 503 || jsapi.Is(err, jsapi.CodeSubjectInProcess, jsapi.CodeIDInProcess) //nolint:mnd // as above
 	case errors.Is(err, nats.ErrPermissionViolation), errors.Is(err, nats.ErrConnectionClosed):
 		return false
 	}

@@ -230,7 +230,7 @@ func (d *Desk) readOnce(ctx context.Context, lo, hi uint64, headersOnly bool, be
 	info := r.consumer.CachedInfo()
 	defer func() {
 		// Nobody waits for it. If it is lost the server deletes it by itself.
-		_ = d.nc.Publish(d.apiSubject("CONSUMER.DELETE."+d.cfg.Stream+"."+info.Name), nil)
+		_ = d.nc.Publish(d.api.Subject("CONSUMER.DELETE.", d.cfg.Stream+"."+info.Name), nil)
 	}()
 	r.left = info.NumPending
 	most := min(r.left, hi-lo+1)
@@ -268,11 +268,12 @@ func (r *reading) nothingFrom(ctx context.Context, lo, hi uint64) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, fetchWait)
 	defer cancel()
-	next, err := r.d.ask(ctx, r.d.cfg.Stream, messageGet{Sequence: lo, Next: ">"})
+	next, err := r.d.api.Next(ctx, r.d.cfg.Stream, ">", lo)
+	there, err := has(r.d.cfg.Stream, next, err)
 	switch {
 	case err != nil:
 		return err
-	case next != 0 && next <= hi:
+	case there && next.Sequence <= hi:
 		return errBehind
 	}
 	return nil
@@ -291,7 +292,7 @@ func (r *reading) pull(ctx context.Context, batch uint64, limit int, hi uint64) 
 	if err != nil {
 		return err
 	}
-	next := r.d.apiSubject("CONSUMER.MSG.NEXT." + r.d.cfg.Stream + "." + r.consumer.CachedInfo().Name)
+	next := r.d.api.Subject("CONSUMER.MSG.NEXT.", r.d.cfg.Stream+"."+r.consumer.CachedInfo().Name)
 	if err := r.d.nc.PublishRequest(next, r.inbox, request); err != nil {
 		return err
 	}
@@ -399,12 +400,6 @@ var (
 	errStalled = errors.New("no message has come for too long")
 	errRefused = errors.New("the server sends no messages")
 )
-
-// apiSubject is where the server is asked for something.
-func (d *Desk) apiSubject(request string) string {
-	prefix := cmp.Or(d.js.Options().APIPrefix, jetstream.DefaultAPIPrefix)
-	return strings.TrimSuffix(prefix, ".") + "." + request
-}
 
 // pause waits, or returns why ctx has ended.
 func pause(ctx context.Context, how time.Duration) error {

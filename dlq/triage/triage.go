@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/internal/jsapi"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
 
@@ -167,6 +168,7 @@ func isSubject(s string) bool {
 type Desk struct {
 	nc    *nats.Conn
 	js    jetstream.JetStream
+	api   *jsapi.Client
 	store *dlq.Store
 	cfg   Config
 
@@ -186,7 +188,7 @@ func Open(ctx context.Context, nc *nats.Conn, cfg Config) (*Desk, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open dead letters: %w", err)
 	}
-	d := &Desk{nc: nc, js: js, cfg: cfg}
+	d := &Desk{nc: nc, js: js, api: jsapi.New(nc, js, 0), cfg: cfg}
 	if d.cfg.Stream == "" {
 		d.cfg.Stream = dlq.Config{}.StreamName()
 	}

@@ -3,7 +3,7 @@ package subjects_test
 import (
 	"testing"
 
-	"github.com/monotel/monotel/dlq/internal/subjects"
+	"github.com/monotel/monotel/internal/subjects"
 )
 
 func TestCovers(t *testing.T) {
