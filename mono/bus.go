@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/monotel/monotel/internal/jsapi"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
 
@@ -408,38 +409,21 @@ func (r *run) publishError(subject string, size int, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// Error codes of the server that jetstream has no names for.
-const (
-	codeInsufficientResources  = 10023
-	codeMemoryExceeded         = 10028
-	codeStorageExceeded        = 10047
-	codeTemporarilyUnavailable = 10008
-	codeMsgTooLarge            = 10054
-	codeStreamNameExists       = 10058
-	codeWorkQueueUnfiltered    = 10099
-	codeWorkQueueNotUnique     = 10100
-	codeConsumerExists         = 10148
-	codeFilterNotSubset        = 10093
-	codeSubjectsOverlap        = 10065
-	codeStreamStoreFailed      = 10077
-)
-
 // isTooLarge reports whether the stream takes no message of that size. The header
 // counts.
 func isTooLarge(err error) bool {
-	api, ok := errors.AsType[*jetstream.APIError](err)
-	return ok && api.ErrorCode == codeMsgTooLarge
+	return jsapi.Is(err, jsapi.CodeMessageTooLarge)
 }
 
 // refusal adds to the server's answer what it means for the user.
 func refusal(api *jetstream.APIError) error {
 	switch api.ErrorCode {
-	case codeMsgTooLarge:
+	case jsapi.CodeMessageTooLarge:
 		return fmt.Errorf("%w: raise the stream's MaxMsgSize or send less: %w", ErrPayloadTooLarge, api)
-	case codeStreamStoreFailed:
+	case jsapi.CodeStoreFailed:
 		return fmt.Errorf("%w: the stream has reached MaxBytes, MaxMsgs or a limit of its account; "+
 			"let its consumers catch up, raise the limit, or let old messages go by MaxAge: %w", ErrStoreFull, api)
-	case codeInsufficientResources, codeMemoryExceeded, codeStorageExceeded:
+	case jsapi.CodeInsufficientResources, jsapi.CodeMemoryExceeded, jsapi.CodeStorageExceeded:
 		return fmt.Errorf("%w: the server's store has no room left; "+
 			"lower MaxBytes of the streams, which is reserved for each, or give the server more: %w", ErrStoreFull, api)
 	}

@@ -203,34 +203,3 @@ func kebab(name string) string {
 func durableName(module string, e BaseEventDefinition) string {
 	return strings.Join([]string{module, e.ModuleName, kebab(e.Name), e.Version}, "_")
 }
-
-// subjectMatches reports whether the subject, which is literal, is covered by
-// pattern, which may hold wildcards.
-func subjectMatches(pattern, subject string) bool {
-	ps, ss := strings.Split(pattern, "."), strings.Split(subject, ".")
-	for i, p := range ps {
-		switch {
-		case p == ">":
-			return i < len(ss)
-		case i >= len(ss) || p != "*" && p != ss[i]:
-			return false
-		}
-	}
-	return len(ps) == len(ss)
-}
-
-// subjectsCollide reports whether some subject is covered by both patterns.
-func subjectsCollide(a, b string) bool {
-	as, bs := strings.Split(a, "."), strings.Split(b, ".")
-	for i := range max(len(as), len(bs)) {
-		switch {
-		case i == len(as) || i == len(bs):
-			return false
-		case as[i] == ">" || bs[i] == ">":
-			return true
-		case as[i] != "*" && bs[i] != "*" && as[i] != bs[i]:
-			return false
-		}
-	}
-	return true
-}

@@ -230,35 +230,6 @@ func TestCheckHeader(t *testing.T) {
 	}
 }
 
-func TestSubjectMatches(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		pattern, subject string
-		want             bool
-	}{
-		{"a.b", "a.b", true},
-		{"a.b", "a.c", false},
-		{"a.b", "a.b.c", false},
-		{"a.b.c", "a.b", false},
-		{"a.*", "a.b", true},
-		{"a.*", "a", false},
-		{"a.*", "a.b.c", false},
-		{"*.b", "a.b", true},
-		{"a.>", "a.b", true},
-		{"a.>", "a.b.c", true},
-		{"a.>", "a", false},
-		{">", "a", true},
-		{">", "a.b", true},
-		{"a*", "a*", true}, // not a wildcard
-		{"a*", "ab", false},
-	}
-	for _, tt := range tests {
-		if got := subjectMatches(tt.pattern, tt.subject); got != tt.want {
-			t.Errorf("subjectMatches(%q, %q) = %v, want %v", tt.pattern, tt.subject, got, tt.want)
-		}
-	}
-}
-
 // FuzzCheckSubject compares with the server. It refuses more than the server
 // does: control characters, wildcards inside a token, length, and what is not UTF-8.
 func FuzzCheckSubject(f *testing.F) {

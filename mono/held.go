@@ -2,7 +2,6 @@ package mono
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,9 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/telemetry/messaging"
 )
@@ -302,40 +298,19 @@ var errAnotherMessage = errors.New("the sequence is another message's")
 func (c *streamConsumer) read(h *heldMessage) (m *Msg, gone bool, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.work), captureTimeout)
 	defer cancel()
-	req, err := json.Marshal(map[string]uint64{"seq": h.sequence()})
-	if err != nil {
-		return nil, false, err
-	}
-	answer, err := c.rt.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+c.info.Stream, req)
-	if err != nil {
-		return nil, false, err
-	}
-	var resp struct {
-		Error   *jetstream.APIError `json:"error"`
-		Message struct {
-			Subject string    `json:"subject"`
-			Header  []byte    `json:"hdrs"`
-			Data    []byte    `json:"data"`
-			Time    time.Time `json:"time"`
-		} `json:"message"`
-	}
-	if err := json.Unmarshal(answer.Data, &resp); err != nil {
-		return nil, false, fmt.Errorf("message %d of stream %q: %w", h.sequence(), c.info.Stream, err)
-	}
+	stored, err := c.rt.api.Get(ctx, c.info.Stream, h.sequence())
 	m = &Msg{delivery: h.delivery, Subject: h.Subject, ctx: h.ctx}
 	switch {
-	case resp.Error == nil && resp.Message.Time.UnixNano() != h.tel.Stored:
-		return nil, false, errAnotherMessage
-	case resp.Error != nil && resp.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
+	case err != nil:
+		return nil, false, fmt.Errorf("message %d of stream %q: %w", h.sequence(), c.info.Stream, err)
+	case stored == nil:
 		return m, true, nil
-	case resp.Error != nil:
-		return nil, false, fmt.Errorf("message %d of stream %q: %w", h.sequence(), c.info.Stream, resp.Error)
+	case stored.Time.UnixNano() != h.tel.Stored:
+		return nil, false, errAnotherMessage
 	}
-	m.Data, m.Subject = resp.Message.Data, resp.Message.Subject
-	if len(resp.Message.Header) > 0 {
-		if m.Header, err = nats.DecodeHeadersMsg(resp.Message.Header); err != nil {
-			m.Header = nil
-		}
+	m.Data, m.Subject = stored.Data, stored.Subject
+	if m.Header, err = stored.Header(); err != nil {
+		m.Header = nil
 	}
 	if m.Subject != c.info.Event.Subject {
 		c.unwrap(m)

@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/internal/jsapi"
 )
 
 const (
@@ -67,17 +68,8 @@ func (r *run) provisionLocked(ctx context.Context) error {
 // provisionRetry tells errors that go away: a cluster that is forming, and
 // another instance that made the same change first.
 func provisionRetry(err error) (unready, raced bool) {
-	api, ok := errors.AsType[*jetstream.APIError](err)
-	if !ok {
-		return false, false
-	}
-	switch api.ErrorCode {
-	case codeTemporarilyUnavailable:
-		return true, false
-	case codeSubjectsOverlap, codeStreamNameExists, codeConsumerExists:
-		return false, true
-	}
-	return false, false
+	return jsapi.Is(err, jsapi.CodeTemporarilyUnavailable),
+		jsapi.Is(err, jsapi.CodeSubjectsOverlap, jsapi.CodeStreamNameExists, jsapi.CodeConsumerExists)
 }
 
 // lookForStreams finds the streams of others that store this App's events, for
@@ -175,7 +167,7 @@ func (r *run) apply(ctx context.Context, changes []streamChange) error {
 		var err error
 		if !c.create && c.cfg.Retention == InterestPolicy {
 			err = r.provisionConsumers(ctx, c.cfg.Name)
-			if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == codeFilterNotSubset {
+			if jsapi.Is(err, jsapi.CodeFilterNotSubset) {
 				err = nil // an old server wants the subjects first
 			}
 		}
@@ -363,7 +355,7 @@ func jetStreamError(err error) error {
 	switch {
 	case !ok:
 		return err
-	case api.ErrorCode == codeWorkQueueUnfiltered || api.ErrorCode == codeWorkQueueNotUnique:
+	case api.ErrorCode == jsapi.CodeWorkQueueUnfiltered || api.ErrorCode == jsapi.CodeWorkQueueNotUnique:
 		return fmt.Errorf("%w: another consumer of this work queue takes the event already, and only one can; name another stream: %w",
 			ErrStreamConflict, api)
 	}

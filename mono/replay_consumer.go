@@ -3,7 +3,6 @@ package mono
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -490,26 +489,11 @@ func (r *run) lastOn(ctx context.Context, stream, subjects string) (sequence uin
 			err = fmt.Errorf("look for messages on %q of stream %q: %w", subjects, stream, err)
 		}
 	}()
-	m, err := r.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+stream, fmt.Appendf(nil, `{"last_by_subj":%q}`, subjects))
-	if err != nil {
+	m, err := r.api.Last(ctx, stream, subjects)
+	if m == nil || err != nil {
 		return 0, time.Time{}, err
 	}
-	var answer struct {
-		Error   *jetstream.APIError `json:"error"`
-		Message struct {
-			Sequence uint64    `json:"seq"`
-			Time     time.Time `json:"time"`
-		} `json:"message"`
-	}
-	switch err := json.Unmarshal(m.Data, &answer); {
-	case err != nil:
-		return 0, time.Time{}, err
-	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
-		return 0, time.Time{}, nil
-	case answer.Error != nil:
-		return 0, time.Time{}, answer.Error
-	}
-	return answer.Message.Sequence, answer.Message.Time, nil
+	return m.Sequence, m.Time, nil
 }
 
 // replayInfo asks about the durable for replays. It is nil if there is none.

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/monotel/monotel/internal/jsapi"
 	"github.com/monotel/monotel/mono/embedded"
 	"github.com/monotel/monotel/telemetry/messaging"
 )
@@ -35,6 +36,7 @@ type run struct {
 	nc     *nats.Conn
 	link   link // that nc uses, unless the server is embedded
 	js     jetstream.JetStream
+	api    *jsapi.Client
 	async  *asyncPublisher
 
 	dead      *deadLetters  // nil: there are none
@@ -218,7 +220,7 @@ func (r *run) open(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("connect to NATS: %w", err)
 	}
-	r.js = js
+	r.js, r.api = js, jsapi.New(r.nc, js, 0)
 	if err := r.async.start(); err != nil {
 		return fmt.Errorf("connect to NATS: %w", err)
 	}

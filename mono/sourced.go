@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/monotel/monotel/internal/jsapi"
 )
 
 // A server that leads a stream which sources from others may lose its position in
@@ -555,14 +557,13 @@ func (c *streamConsumer) writeNote(ctx context.Context, n *keptNote) error {
 			n.revision, n.read = ack.Sequence, began
 			return nil
 		}
-		api, _ := errors.AsType[*jetstream.APIError](err)
 		switch {
 		case try == noteTries:
 			return err
 		case errors.Is(err, jetstream.ErrNoStreamResponse):
 			err = c.makeNotes(ctx)
 			n.revision = 0
-		case api != nil && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence:
+		case jsapi.Is(err, jetstream.JSErrCodeStreamWrongLastSequence):
 			err = c.mergeNote(ctx, n)
 		}
 		if err != nil {

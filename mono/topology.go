@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/internal/subjects"
 )
 
 // Names on the wire.
@@ -465,7 +466,7 @@ func (p *planner) checkOverlaps() {
 			}
 			for _, name := range names {
 				for _, s := range streams[name].Subjects {
-					if name != wild && subjectsCollide(pattern, s) {
+					if name != wild && subjects.Overlap(pattern, s) {
 						p.conflict("stream %q would take subject %q, and stream %q takes %q; the server allows one stream a subject: "+
 							"narrow Stream.Subjects of modules %s", wild, pattern, name, s, quoted(p.asked[wild].modules))
 					}
@@ -651,12 +652,12 @@ func sameStream(a, b StreamConfig) bool {
 }
 
 func covers(patterns []string, subject string) bool {
-	return slices.ContainsFunc(patterns, func(p string) bool { return subjectMatches(p, subject) })
+	return slices.ContainsFunc(patterns, func(p string) bool { return subjects.Covers(p, subject) })
 }
 
 func sourcesFrom(cfg StreamConfig, owner, subject string) bool {
 	return slices.ContainsFunc(cfg.Sources, func(s *jetstream.StreamSource) bool {
-		return s.Name == owner && s.External == nil && (s.FilterSubject == "" || subjectMatches(s.FilterSubject, subject))
+		return s.Name == owner && s.External == nil && (s.FilterSubject == "" || subjects.Covers(s.FilterSubject, subject))
 	})
 }
 

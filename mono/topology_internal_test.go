@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/dlq"
+	"github.com/monotel/monotel/internal/subjects"
 )
 
 // planEvent is an event of module "shop".
@@ -188,7 +189,7 @@ func (m planModel) ways(s StreamConfig, subject string, depth int) (n int, lossy
 		return n, lossy
 	}
 	for _, src := range s.Sources {
-		if src.FilterSubject != "" && !subjectMatches(src.FilterSubject, subject) {
+		if src.FilterSubject != "" && !subjects.Covers(src.FilterSubject, subject) {
 			continue
 		}
 		k, l := m.ways(m[src.Name], subject, depth-1)

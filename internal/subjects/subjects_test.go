@@ -22,6 +22,12 @@ func TestCovers(t *testing.T) {
 		{"a.b", "a.*", false},
 		{"a.b", "a.b.c", false},
 		{"a.b.c", "a.b", false},
+		{"a.*", "a", false},
+		{"*.b", "a.b", true},
+		{"a.>", "a.b", true},
+		{">", "a", true},
+		{"a*", "a*", true}, // not a wildcard
+		{"a*", "ab", false},
 	} {
 		if got := subjects.Covers(tt.pattern, tt.subject); got != tt.want {
 			t.Errorf("Covers(%q, %q) = %v, want %v", tt.pattern, tt.subject, got, tt.want)
