@@ -22,7 +22,7 @@ type Message struct {
 // read.
 func (m *Message) Header() (nats.Header, error) {
 	if len(m.Headers) == 0 {
-		return nil, nil
+		return nil, nil //nolint:nilnil // it has none
 	}
 	return nats.DecodeHeadersMsg(m.Headers)
 }
