@@ -222,9 +222,6 @@ func (d *Desk) changes() error {
 	return nil
 }
 
-// Doctor looks for what may lose messages or dead letters, see [dlq.Store.Doctor].
-func (d *Desk) Doctor(ctx context.Context) ([]dlq.Finding, error) { return d.store.Doctor(ctx) }
-
 func defaultActor() string {
 	name := os.Getenv("USER")
 	if u, err := user.Current(); err == nil {
