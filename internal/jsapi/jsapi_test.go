@@ -1,7 +1,6 @@
 package jsapi_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,33 +11,12 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/monotel/monotel/internal/jsapi"
-	"github.com/monotel/monotel/mono/embedded"
+	"github.com/monotel/monotel/mono/monotest"
 )
 
-const patience = 30 * time.Second
-
-func start(t *testing.T) (*nats.Conn, jetstream.JetStream) {
+func connect(t *testing.T) (*nats.Conn, jetstream.JetStream) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	s, err := embedded.Start(ctx, embedded.Config{
-		StoreDir: t.TempDir(), Listen: "127.0.0.1:0", Users: []embedded.User{{Name: "test", Password: "secret"}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
-		if err := s.Stop(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	nc, err := nats.Connect(s.URL(), nats.UserInfo("test", "secret"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
+	nc := monotest.Server(t).Conn()
 	js, err := jetstream.New(nc)
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +26,7 @@ func start(t *testing.T) (*nats.Conn, jetstream.JetStream) {
 
 func TestClient_subject(t *testing.T) {
 	t.Parallel()
-	nc, js := start(t)
+	nc, js := connect(t)
 	domain, err := jetstream.NewWithDomain(nc, "hub")
 	if err != nil {
 		t.Fatal(err)
@@ -73,9 +51,9 @@ func TestClient_subject(t *testing.T) {
 
 func TestClient_messages(t *testing.T) {
 	t.Parallel()
-	nc, js := start(t)
+	nc, js := connect(t)
 	ctx := t.Context()
-	for _, timeout := range []time.Duration{0, patience} {
+	for _, timeout := range []time.Duration{0, monotest.Timeout} {
 		name := fmt.Sprintf("S%d", timeout)
 		if _, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: name, Subjects: []string{name + ".>"}}); err != nil {
 			t.Fatal(err)
@@ -103,7 +81,7 @@ func TestClient_messages(t *testing.T) {
 		m, err := c.Get(ctx, name, 2)
 		check("get", m, err, 2)
 		m, err = c.Get(ctx, name, 9)
-		check("get what is not there", m, err, 0)
+		check("get a message that is gone", m, err, 0)
 		m, err = c.Next(ctx, name, name+".a", 2)
 		check("next", m, err, 3)
 		m, err = c.Next(ctx, name, name+".b", 3)
