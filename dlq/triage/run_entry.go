@@ -299,7 +299,7 @@ func (r *runner) deliver(
 			}
 		}
 		if r.d.nc.IsReconnecting() {
-			return nats.ErrDisconnected // the client would keep it and send it after the reconnect; another process may have sent it by then
+			return nats.ErrDisconnected // the client would send it after the reconnect, when another process may have sent it
 		}
 		tried = true
 		_, err := r.d.js.PublishMsg(ctx, msg, opts...)
